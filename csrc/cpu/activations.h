@@ -1,0 +1,115 @@
+// sigmoid and tanh of packs, within 3 ulp of float64, exact at +-inf, NaN in NaN out.
+//
+// Both rest on e^x - 1 = (1 + p) 2^n - 1 with n = round(x / ln 2), p = e^r - 1 a polynomial in r = x - n ln 2
+// (Cody and Waite 1980: ln 2 in two parts, so that r is exact). Clamps are written so that a comparison with NaN, being
+// false, keeps the NaN.
+#pragma once
+#include "simd.h"
+
+namespace fusedrnn {
+namespace {
+
+template <class T>
+struct ExpConstants;
+
+template <>
+struct ExpConstants<float> {
+  static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
+  static constexpr float kRounder = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -104.0f;             // e^x is 0 below
+  static constexpr float kTanhLimit = 9.5f;             // tanh is 1 above
+  static constexpr int32_t kBias = 127, kMantissa = 23;
+  // e^r = 1 + r + r^2 (c0 + c1 r + ...) on |r| <= ln 2 / 2, highest power first (coefficients of Moshier's Cephes)
+  static constexpr float kPoly[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
+                                    4.1665795894e-2f, 1.6666665459e-1f, 5.0000001201e-1f};
+};
+
+template <>
+struct ExpConstants<double> {
+  static constexpr double kLog2e = 1.4426950408889634, kLn2High = 6.93145751953125e-1,
+                          kLn2Low = 1.42860682030941723212e-6;
+  static constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52
+  static constexpr double kLowest = -746.0;
+  static constexpr double kTanhLimit = 20.0;
+  static constexpr int64_t kBias = 1023, kMantissa = 52;
+  // 1/13! ... 1/2!: the Taylor series ends below 2^-57 on |r| <= ln 2 / 2
+  static constexpr double kPoly[] = {1.0 / 6227020800.0, 1.0 / 479001600.0, 1.0 / 39916800.0, 1.0 / 3628800.0,
+                                     1.0 / 362880.0,     1.0 / 40320.0,     1.0 / 5040.0,     1.0 / 720.0,
+                                     1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
+};
+
+// p = e^r - 1 and n, with x = n ln 2 + r. n is returned as the vector whose integer bits, less those of kRounder, are n.
+template <class T, int N>
+FUSEDRNN_INLINE Pack<T, N> expm1_reduced(const Pack<T, N>& x, Pack<T, N>& shifted) {
+  using C = ExpConstants<T>;
+  Pack<T, N> r, p, q;
+  FUSEDRNN_EACH(i, N) shifted.v[i] = x.v[i] * C::kLog2e + C::kRounder;
+  FUSEDRNN_EACH(i, N) q.v[i] = shifted.v[i] - C::kRounder;
+  FUSEDRNN_EACH(i, N) r.v[i] = x.v[i] - q.v[i] * C::kLn2High;
+  FUSEDRNN_EACH(i, N) r.v[i] = r.v[i] - q.v[i] * C::kLn2Low;
+  FUSEDRNN_EACH(i, N) q.v[i] = r.v[i] * r.v[i];
+  FUSEDRNN_EACH(i, N) p.v[i] = r.v[i] * C::kPoly[0] + C::kPoly[1];
+  constexpr int terms = sizeof(C::kPoly) / sizeof(T);
+  FUSEDRNN_EACH(k, terms - 2) FUSEDRNN_EACH(i, N) p.v[i] = p.v[i] * r.v[i] + C::kPoly[k + 2];
+  FUSEDRNN_EACH(i, N) p.v[i] = p.v[i] * q.v[i] + r.v[i];
+  return p;
+}
+
+// 2^n for a normal result.
+template <class T>
+FUSEDRNN_INLINE Vec<T> power_of_two(typename Simd<T>::I n) {
+  using C = ExpConstants<T>;
+  return (Vec<T>)((n + C::kBias) << C::kMantissa);
+}
+
+// v 2^n, for v around 1 and a result that may be subnormal or zero. In two halves: each power is then normal, and only
+// the last product rounds.
+template <class T>
+FUSEDRNN_INLINE Vec<T> scale(Vec<T> v, Vec<T> shifted) {
+  const Vec<T> rounder = broadcast(ExpConstants<T>::kRounder);
+#if defined(__AVX512F__)
+  // The masked forms, since GCC warns of the undefined vector inside the plain ones.
+  if constexpr (sizeof(T) == 4)
+    return (Vec<T>)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)v, (__m512)(shifted - rounder));
+  else
+    return (Vec<T>)_mm512_maskz_scalef_pd(__mmask8(-1), (__m512d)v, (__m512d)(shifted - rounder));
+#else
+  using I = typename Simd<T>::I;
+  const I n = (I)shifted - (I)rounder, half = n >> 1;
+  return v * power_of_two<T>(half) * power_of_two<T>(n - half);
+#endif
+}
+
+// 1 / (1 + e^-x), written as num / (1 + e) with e = e^-|x| <= 1 and num 1 or e: no overflow, and small results keep
+// their relative accuracy down to the subnormal numbers.
+template <class T, int N>
+FUSEDRNN_INLINE Pack<T, N> sigmoid(const Pack<T, N>& x) {
+  using C = ExpConstants<T>;
+  Pack<T, N> a, shifted, y;
+  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > T(0) ? -x.v[i] : x.v[i];
+  FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < C::kLowest ? broadcast(C::kLowest) : a.v[i];
+  Pack<T, N> e = expm1_reduced(a, shifted);
+  FUSEDRNN_EACH(i, N) e.v[i] = scale<T>(e.v[i] + T(1), shifted.v[i]);
+  FUSEDRNN_EACH(i, N) y.v[i] = x.v[i] > T(0) ? broadcast(T(1)) : e.v[i];
+  FUSEDRNN_EACH(i, N) y.v[i] = divide(y.v[i], e.v[i] + T(1));
+  return y;
+}
+
+// e / (e + 2) with e = e^2x - 1, which loses nothing near 0.
+template <class T, int N>
+FUSEDRNN_INLINE Pack<T, N> tanh(const Pack<T, N>& x) {
+  using C = ExpConstants<T>;
+  using I = typename Simd<T>::I;
+  Pack<T, N> a, shifted, s, y;
+  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > C::kTanhLimit ? broadcast(C::kTanhLimit) : x.v[i];
+  FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < -C::kTanhLimit ? broadcast(-C::kTanhLimit) : a.v[i];
+  FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] + a.v[i];
+  Pack<T, N> e = expm1_reduced(a, shifted);
+  FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>((I)shifted.v[i] - (I)broadcast(C::kRounder));
+  FUSEDRNN_EACH(i, N) e.v[i] = e.v[i] * s.v[i] + (s.v[i] - T(1));
+  FUSEDRNN_EACH(i, N) y.v[i] = divide(e.v[i], e.v[i] + T(2));
+  return y;
+}
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,73 @@
+// The table of one instruction set. Included by the isa_*.cpp files alone, which differ in the flags that compile them.
+#pragma once
+#include "loop.h"
+
+namespace fusedrnn {
+namespace {
+
+using cpu::CellKind;
+using cpu::Kernels;
+
+// f(cell) with the type that `kind` names.
+template <class F>
+static void with_cell(CellKind kind, const F& f) {
+  switch (kind) {
+    case cpu::kLstm: return f(Lstm{});
+    case cpu::kGru: return f(Gru{});
+    case cpu::kRnnTanh: return f(RnnTanh{});
+    case cpu::kRnnRelu: return f(RnnRelu{});
+    case cpu::kCells: return;
+  }
+}
+
+template <class T>
+static int64_t forward_workspace(CellKind kind, int64_t B, int64_t H) {
+  int64_t size = 0;
+  with_cell(kind, [&](auto cell) { size = ForwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  return size;
+}
+
+template <class T>
+static int64_t backward_workspace(CellKind kind, int64_t B, int64_t H) {
+  int64_t size = 0;
+  with_cell(kind, [&](auto cell) { size = BackwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  return size;
+}
+
+template <class T>
+static void run_forward(CellKind kind, const Forward<T>& a, const Runner& runner) {
+  with_cell(kind, [&](auto cell) { forward<decltype(cell), T>(a, runner); });
+}
+
+template <class T>
+static void run_backward(CellKind kind, const Backward<T>& a, const Runner& runner) {
+  with_cell(kind, [&](auto cell) { backward<decltype(cell), T>(a, runner); });
+}
+
+template <class T>
+static void run_activations(const T* x, T* sigmoids, T* tanhs, int64_t n) {
+  constexpr int L = kLanes<T>;
+  for (int64_t i = 0; i < n; i += L) {
+    const Pack<T, 1> v{{load_up_to(x + i, n - i)}};
+    const Vec<T> s = sigmoid(v).v[0], t = tanh(v).v[0];
+    for (int lane = 0; lane < L && i + lane < n; ++lane) sigmoids[i + lane] = s[lane], tanhs[i + lane] = t[lane];
+  }
+}
+
+template <class T>
+constexpr Kernels<T> kKernels = {forward_workspace<T>, backward_workspace<T>, run_forward<T>,
+                                 run_backward<T>,      column_sums<T>,        run_activations<T>};
+
+}  // namespace
+}  // namespace fusedrnn
+
+// Defines the one function that a file exports.
+#define FUSEDRNN_DEFINE_ISA(function, name)                                                        \
+  namespace fusedrnn {                                                                             \
+  namespace cpu {                                                                                  \
+  const Isa* function() {                                                                          \
+    static constexpr Isa isa{name, &kKernels<float>, &kKernels<double>};                           \
+    return &isa;                                                                                   \
+  }                                                                                                \
+  }                                                                                                \
+  }

@@ -1,0 +1,92 @@
+// Weights in PyTorch's layout to panels (tile.h). Runs once per call, so its cost counts at short sequences.
+#pragma once
+#include "simd.h"
+#include "tile.h"
+
+namespace fusedrnn {
+namespace {
+
+#if defined(__clang__) || __GNUC__ >= 12
+template <int... I>
+struct Lanes {};
+template <int N, int... I>
+struct CountLanes : CountLanes<N - 1, N - 1, I...> {};
+template <int... I>
+struct CountLanes<0, I...> {
+  typedef Lanes<I...> type;
+};
+
+// Exchanges blocks of S lanes between a and b: one stage of a transposition.
+template <class T, int S, int... I>
+FUSEDRNN_INLINE void exchange(Vec<T>& a, Vec<T>& b, Lanes<I...>) {
+  constexpr int L = kLanes<T>;
+  const Vec<T> low = __builtin_shufflevector(a, b, ((I & S) ? L + I - S : I)...);
+  const Vec<T> high = __builtin_shufflevector(a, b, ((I & S) ? L + I : I + S)...);
+  a = low;
+  b = high;
+}
+
+template <class T, int S = 1>
+FUSEDRNN_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+  if constexpr (S < L) {
+    FUSEDRNN_EACH(i, L) if (!(i & S)) exchange<T, S>(m[i], m[i + S], typename CountLanes<L>::type{});
+    transpose<T, 2 * S>(m);
+  }
+}
+#else
+template <class T>
+FUSEDRNN_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
+  for (int i = 0; i < kLanes<T>; ++i)
+    for (int j = 0; j < i; ++j) {
+      const T x = m[i][j];
+      m[i][j] = m[j][i];
+      m[j][i] = x;
+    }
+}
+#endif
+
+template <class T>
+FUSEDRNN_INLINE Vec<T> load_up_to(const T* p, int64_t n) {
+  return n >= kLanes<T> ? load(p) : n > 0 ? load_first(p, int(n)) : Vec<T>{};
+}
+
+// Panel `tile` of w[G * H][K] for x w^T: panel[k][g][lane] = w[g * H + unit][k].
+template <class T>
+static void pack_rows(const T* w, int64_t G, int64_t H, int64_t K, int64_t tile, T* panel) {
+  constexpr int L = kLanes<T>;
+  const int64_t unit = tile * L, valid = H - unit;
+  for (int64_t g = 0; g < G; ++g)
+    for (int64_t k = 0; k < K; k += L) {
+      Vec<T> m[L];
+      const T* from = w + (g * H + unit) * K + k;
+      FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_up_to(from + i * K, K - k) : Vec<T>{};
+      transpose<T>(m);
+      T* to = panel + (k * G + g) * L;
+      if (K - k >= L) {
+        FUSEDRNN_EACH(i, L) store(to + i * G * L, m[i]);
+      } else {
+        for (int i = 0; i < K - k; ++i) store(to + i * G * L, m[i]);
+      }
+    }
+}
+
+// Panel `tile` of w[K][H] for x w: panel[k][lane] = w[k][unit].
+template <class T>
+static void pack_columns(const T* w, int64_t H, int64_t K, int64_t tile, T* panel) {
+  constexpr int L = kLanes<T>;
+  const int64_t unit = tile * L;
+  for (int64_t k = 0; k < K; ++k) store(panel + k * L, load_up_to(w + k * H + unit, H - unit));
+}
+
+// bias[G * H], or null for zeros, as [tile][g][lane].
+template <class T>
+static void pack_bias(const T* bias, int64_t G, int64_t H, int64_t tile, T* packed) {
+  constexpr int L = kLanes<T>;
+  const int64_t unit = tile * L;
+  for (int64_t g = 0; g < G; ++g)
+    store(packed + (tile * G + g) * L, bias ? load_up_to(bias + g * H + unit, H - unit) : Vec<T>{});
+}
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,176 @@
+// Vectors of one instruction set, and packs of them.
+//
+// A pack holds the same value of N rows. Every operation loops over the pack, so that a formula written once, as if for
+// scalars, runs N independent chains side by side: that is what hides the latency of the long polynomial chains in
+// sigmoid and tanh (one chain at a time costs four times as much).
+//
+// This file is compiled once per instruction set. Everything is in an unnamed namespace and nothing comes from the C++
+// library: a shared inline function would be merged by the linker into one copy, perhaps the one with instructions that
+// the machine lacks.
+#pragma once
+#include <cstdint>
+
+#include "../inline.h"
+
+#if defined(__AVX512F__) || defined(__AVX2__)
+#include <immintrin.h>
+#endif
+
+#if defined(__AVX512F__)
+#define FUSEDRNN_VECTOR_BYTES 64
+#define FUSEDRNN_REGISTERS 32
+#elif defined(__AVX2__)
+#define FUSEDRNN_VECTOR_BYTES 32
+#define FUSEDRNN_REGISTERS 16
+#elif defined(__aarch64__)
+#define FUSEDRNN_VECTOR_BYTES 16
+#define FUSEDRNN_REGISTERS 32
+#else
+#define FUSEDRNN_VECTOR_BYTES 16
+#define FUSEDRNN_REGISTERS 16
+#endif
+
+#if defined(__clang__)
+#define FUSEDRNN_UNROLL _Pragma("clang loop unroll(full)")
+#else
+#define FUSEDRNN_UNROLL _Pragma("GCC unroll 16")
+#endif
+#define FUSEDRNN_EACH(i, n) FUSEDRNN_UNROLL for (int i = 0; i < (n); ++i)
+
+namespace fusedrnn {
+namespace {
+
+constexpr int kRegisters = FUSEDRNN_REGISTERS;
+
+// V: a vector. U: the same in memory, unaligned. I: integers of the lanes' width.
+template <class T>
+struct Simd;
+template <>
+struct Simd<float> {
+  static constexpr int lanes = FUSEDRNN_VECTOR_BYTES / 4;
+  typedef float V __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef float U __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(4), may_alias));
+  typedef int32_t I __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+};
+template <>
+struct Simd<double> {
+  static constexpr int lanes = FUSEDRNN_VECTOR_BYTES / 8;
+  typedef double V __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+  typedef double U __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES), aligned(8), may_alias));
+  typedef int64_t I __attribute__((vector_size(FUSEDRNN_VECTOR_BYTES)));
+};
+template <class T>
+using Vec = typename Simd<T>::V;
+template <class T>
+constexpr int kLanes = Simd<T>::lanes;
+
+template <class T>
+FUSEDRNN_INLINE Vec<T> load(const T* p) {
+  return *reinterpret_cast<const typename Simd<T>::U*>(p);
+}
+template <class T>
+FUSEDRNN_INLINE void store(T* p, Vec<T> v) {
+  *reinterpret_cast<typename Simd<T>::U*>(p) = v;
+}
+template <class T>
+FUSEDRNN_INLINE Vec<T> broadcast(T x) {
+  return Vec<T>{} + x;
+}
+
+// The first n lanes, 0 < n < kLanes; the others are read as zero and not written.
+template <class T>
+FUSEDRNN_INLINE Vec<T> load_first(const T* p, int n) {
+  T lanes[kLanes<T>] = {};
+  for (int i = 0; i < n; ++i) lanes[i] = p[i];
+  return load(lanes);
+}
+template <class T>
+FUSEDRNN_INLINE void store_first(T* p, Vec<T> v, int n) {
+  for (int i = 0; i < n; ++i) p[i] = v[i];
+}
+#if defined(__AVX512F__)
+template <>
+FUSEDRNN_INLINE Vec<float> load_first(const float* p, int n) {
+  return (Vec<float>)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1), p);
+}
+template <>
+FUSEDRNN_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
+}
+#elif defined(__AVX2__)
+FUSEDRNN_INLINE __m256i first_lanes(int n) {
+  return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
+}
+template <>
+FUSEDRNN_INLINE Vec<float> load_first(const float* p, int n) {
+  return (Vec<float>)_mm256_maskload_ps(p, first_lanes(n));
+}
+template <>
+FUSEDRNN_INLINE void store_first(float* p, Vec<float> v, int n) {
+  _mm256_maskstore_ps(p, first_lanes(n), (__m256)v);
+}
+#endif
+
+// a / b, for finite b > 0. Division occupies the divider for 16 cycles where an estimate, one Newton step for 1/b and
+// one correction of the quotient take six pipelined operations; the result is within 1 ulp.
+template <class V>
+FUSEDRNN_INLINE V divide(V a, V b) {
+  return a / b;
+}
+#if defined(__AVX512F__)
+template <>
+FUSEDRNN_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+  // The masked form, since GCC warns of the undefined vector inside the plain one.
+  Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)b);
+  r = r + r * (1.0f - b * r);
+  const Vec<float> q = a * r;
+  return q + r * (a - q * b);
+}
+#endif
+
+// N vectors of one value: N rows, or N columns, that are worked on side by side.
+template <class T, int N>
+struct Pack {
+  Vec<T> v[N];
+};
+
+#define FUSEDRNN_PACK_OPERATOR(op)                                                  \
+  template <class T, int N>                                                         \
+  FUSEDRNN_INLINE Pack<T, N> operator op(const Pack<T, N>& a, const Pack<T, N>& b) { \
+    Pack<T, N> y;                                                                   \
+    FUSEDRNN_EACH(i, N) y.v[i] = a.v[i] op b.v[i];                                  \
+    return y;                                                                       \
+  }                                                                                 \
+  template <class T, int N>                                                         \
+  FUSEDRNN_INLINE Pack<T, N> operator op(T a, const Pack<T, N>& b) {                \
+    Pack<T, N> y;                                                                   \
+    FUSEDRNN_EACH(i, N) y.v[i] = a op b.v[i];                                       \
+    return y;                                                                       \
+  }                                                                                 \
+  template <class T, int N>                                                         \
+  FUSEDRNN_INLINE Pack<T, N> operator op(int a, const Pack<T, N>& b) {              \
+    return T(a) op b;                                                               \
+  }
+FUSEDRNN_PACK_OPERATOR(+)
+FUSEDRNN_PACK_OPERATOR(-)
+FUSEDRNN_PACK_OPERATOR(*)
+#undef FUSEDRNN_PACK_OPERATOR
+
+// max(x, 0) that keeps NaN, as torch.relu does.
+template <class T, int N>
+FUSEDRNN_INLINE Pack<T, N> relu(const Pack<T, N>& x) {
+  Pack<T, N> y;
+  FUSEDRNN_EACH(i, N) y.v[i] = x.v[i] < T(0) ? Vec<T>{} : x.v[i];
+  return y;
+}
+
+// v where y > 0 or y is NaN, else 0: the gradient of relu, as torch defines it.
+template <class T, int N>
+FUSEDRNN_INLINE Pack<T, N> where_positive(const Pack<T, N>& y, const Pack<T, N>& v) {
+  Pack<T, N> z;
+  FUSEDRNN_EACH(i, N) z.v[i] = y.v[i] <= T(0) ? Vec<T>{} : v.v[i];
+  return z;
+}
+
+}  // namespace
+}  // namespace fusedrnn

@@ -1,0 +1,177 @@
+"""The cells in plain PyTorch, one step at a time: what every kernel is compared with.
+
+Nothing here is fast, and nothing here imports the rest of the package. Every function is made of differentiable torch
+operators, so that it serves as the oracle of the tests, as the path of second derivatives and as the ``reference``
+backend of the language models.
+
+Shapes: ``x`` is ``[T, B, I]`` (``[B, T, I]`` with ``batch_first``), a state is ``[B, H]``, ``w_ih`` is ``[G*H, I]``,
+``w_hh`` is ``[G*H, H]`` and the biases are ``[G*H]`` or None. Gate order is PyTorch's: i, f, g, o for the LSTM and
+r, z, n for the GRU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+States = tuple[Tensor, ...]
+
+
+def lstm_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+    """One LSTM step (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
+
+    i, f, o = sigmoid(.), g = tanh(.), c' = f * c + i * g, h' = o * tanh(c'). Returns ``(h', c')``.
+    """
+    h, c = states
+    i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    return o.sigmoid() * c.tanh(), c
+
+
+def gru_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+    """One GRU step (Cho et al. 2014), reset after the matrix product as in cuDNN and nn.GRU.
+
+    n = tanh(x_n + r * (W_hn h + b_hn)), h' = (1 - z) * n + z * h. Returns ``(h',)``.
+    """
+    (h,) = states
+    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + r * h_n).tanh()
+    return (n + z * (h - n),)
+
+
+def rnn_tanh_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+    """One Elman step, h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Returns ``(h',)``."""
+    return ((F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).tanh(),)
+
+
+def rnn_relu_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+    """One Elman step with max(., 0) in the place of tanh. Returns ``(h',)``."""
+    return ((F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).relu(),)
+
+
+STEPS: dict[str, Callable[..., States]] = {
+    "lstm": lstm_step,
+    "gru": gru_step,
+    "rnn_tanh": rnn_tanh_step,
+    "rnn_relu": rnn_relu_step,
+}
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor | None],
+    batch_first: bool = False,
+    reverse: bool = False,
+) -> tuple[Tensor, States]:
+    """Runs one layer in one direction over a whole sequence.
+
+    Args:
+        cell: a key of :data:`STEPS`.
+        x: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``.
+        states: ``(h,)`` or ``(h, c)``, each ``[B, H]``.
+        weights: ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``.
+        reverse: run from the last step to the first; outputs keep their place.
+
+    Returns:
+        ``y`` (h of every step, in the layout of x) and the states after the last step that was run.
+    """
+    step = STEPS[cell]
+    time = 1 if batch_first else 0
+    rows = x.unbind(time)
+    outputs: list[Tensor] = []
+    for x_t in reversed(rows) if reverse else rows:
+        states = step(x_t, states, *weights)
+        outputs.append(states[0])
+    if not outputs:
+        return x.new_empty((*x.shape[:2], states[0].shape[-1])), states
+    return torch.stack(outputs[::-1] if reverse else outputs, time), states
+
+
+def network(
+    cell: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[Sequence[Tensor | None]],
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, tuple[Tensor, ...]]:
+    """Stacked layers, as nn.LSTM, nn.GRU and nn.RNN stack them.
+
+    Args:
+        states: ``(h,)`` or ``(h, c)``, each ``[L*D, B, H]``.
+        weights: one sequence per layer and direction, in the order of ``nn.LSTM.all_weights``.
+        dropout: probability of zeroing an output of every layer but the last, when ``training``.
+
+    Returns:
+        ``y`` ``[T, B, D*H]`` (batch first where asked) and the final states, each ``[L*D, B, H]``.
+    """
+    directions = 2 if bidirectional else 1
+    last: list[States] = []
+    for first in range(0, len(weights), directions):
+        if first and training and dropout:
+            x = F.dropout(x, dropout)
+        ys = []
+        for d in range(directions):
+            start = tuple(s[first + d] for s in states)
+            y, end = layer(cell, x, start, weights[first + d], batch_first, reverse=d == 1)
+            ys.append(y)
+            last.append(end)
+        x = torch.cat(ys, -1) if bidirectional else ys[0]
+    return x, tuple(torch.stack(s) for s in zip(*last, strict=True))
+
+
+class _Reference(nn.RNNBase):
+    """Constructor, parameters and checks of nn.*, with the forward pass of this file."""
+
+    def forward(self, input: Tensor, hx=None):
+        """Batched input ``[T, B, I]`` (``[B, T, I]`` with batch_first); returns what nn.LSTM, nn.GRU or nn.RNN does."""
+        count = 2 if self.mode == "LSTM" else 1
+        if hx is None:
+            batch = input.shape[0 if self.batch_first else 1]
+            size = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
+            states = (input.new_zeros(size),) * count
+        else:
+            states = tuple(hx) if count == 2 else (hx,)
+        y, out = network(
+            self.mode.lower(),
+            input,
+            states,
+            self.all_weights,
+            self.bidirectional,
+            self.batch_first,
+            self.dropout,
+            self.training,
+        )
+        return y, (out if count == 2 else out[0])
+
+
+class LSTM(_Reference):
+    """nn.LSTM's constructor and results, computed step by step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("LSTM", *args, **kwargs)
+
+
+class GRU(_Reference):
+    """nn.GRU's constructor and results, computed step by step."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__("GRU", *args, **kwargs)
+
+
+class RNN(_Reference):
+    """nn.RNN's constructor and results, computed step by step."""
+
+    def __init__(self, input_size: int, hidden_size: int, num_layers: int = 1, nonlinearity: str = "tanh", **kwargs):
+        if nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"nonlinearity: expected 'tanh' or 'relu', got {nonlinearity!r}")
+        super().__init__(f"RNN_{nonlinearity.upper()}", input_size, hidden_size, num_layers, **kwargs)
