@@ -1,0 +1,197 @@
+"""Gradients of the operators.
+
+The backward formula is written once. It is registered on the operators, for torch.compile and torch.export, and used by
+the autograd Functions, which eager code calls because they also carry vmap and jvp. First derivatives always run the
+fused backward operator; the derivative of that operator, and jvp, go through ``reference``.
+
+Backpropagation through time: Werbos, "Backpropagation through time: what it does and how to do it" (1990).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from . import reference
+from .ops import BACKWARD, CELLS, FORWARD
+
+TensorOrNone = Tensor | None
+
+# Arguments of a forward operator: seven tensors (some None), then batch_first, reverse, save.
+_TENSORS = 7
+
+
+def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    *tensors, batch_first, reverse, save = inputs
+    y, _, c_n, saved, c = output
+    ctx.save_for_backward(*tensors, y, saved, c)
+    ctx.layout, ctx.saved_for_backward = (batch_first, reverse), save
+    ctx.mark_non_differentiable(*([saved, c] if CELLS[cell].states == 2 else [c_n, saved, c]))
+    ctx.set_materialize_grads(False)
+
+
+def _backward(cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequence[TensorOrNone]) -> tuple[TensorOrNone, ...]:
+    """Gradients for the seven tensors of the forward operator; ``needed`` says which of them are asked for.
+
+    ``run`` is the backward operator, or a Function around it; ``grads`` are those of the forward operator's results.
+    """
+    dy, dh_n, dc_n = grads[:3]
+    *inputs, y, saved, c = ctx.saved_tensors
+    if dy is None and dh_n is None and dc_n is None:
+        return (None,) * _TENSORS
+    if not ctx.saved_for_backward:
+        raise RuntimeError("fusedrnn: this result was computed without what its backward needs (save=False)")
+    if CELLS[cell].states == 1:
+        dc_n = None
+    results = run(dy, dh_n, dc_n, *inputs, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
+    return tuple(g if n and t is not None else None for g, n, t in zip(results, needed, inputs, strict=True))
+
+
+def _outputs(cell: str, inputs: Sequence[TensorOrNone], batch_first: bool, reverse: bool) -> tuple[Tensor, ...]:
+    """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator."""
+    x, h0, c0, *weights = inputs
+    assert x is not None and h0 is not None
+    y, states = reference.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, batch_first, reverse)
+    return (y, *states)
+
+
+def _setup_double(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    ctx.save_for_backward(*inputs[:3], *inputs[3 : 3 + _TENSORS])
+    ctx.layout = inputs[-4:-2]
+    ctx.set_materialize_grads(False)
+
+
+def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorOrNone, ...]:
+    """Gradients for all arguments of the backward operator."""
+    arguments = ctx.saved_tensors
+    given = [i for i, t in enumerate(arguments) if t is not None]
+
+    def first(*values: Tensor) -> tuple[Tensor, ...]:
+        """The backward operator's results for those of the seven tensors that are not None."""
+        full: list[TensorOrNone] = [None] * len(arguments)
+        for i, v in zip(given, values, strict=True):
+            full[i] = v
+        cotangents, inputs = full[:3], full[3:]
+        present = [i for i, t in enumerate(inputs) if t is not None]
+
+        def outputs(*values: Tensor) -> tuple[Tensor, ...]:
+            some = list(inputs)
+            for i, v in zip(present, values, strict=True):
+                some[i] = v
+            return _outputs(cell, some, *ctx.layout)
+
+        ys, pull = torch.func.vjp(outputs, *(inputs[i] for i in present))
+        return pull(tuple(torch.zeros_like(y) if d is None else d for y, d in zip(ys, cotangents, strict=False)))
+
+    # torch.func.vjp, since it nests in torch.func's transforms as well as in torch.autograd.
+    with torch.enable_grad():
+        results, pull = torch.func.vjp(first, *(arguments[i] for i in given))
+        # A result that was not asked for has no elements, and its gradient none either.
+        asked = [g for g, t in zip(grads, arguments[3:], strict=True) if t is not None]
+        cotangents = (
+            torch.zeros_like(r) if g is None or g.shape != r.shape else g for r, g in zip(results, asked, strict=True)
+        )
+        second = iter(pull(tuple(cotangents)))
+    # y, saved and c are computed from the other arguments: their share of the gradient is in those.
+    return (*(None if t is None else next(second) for t in arguments), *(None,) * 7)
+
+
+def _register(cell: str) -> None:
+    def setup(ctx, inputs, output):
+        _setup_context(cell, ctx, inputs, output)
+
+    def backward(ctx, *grads):
+        return (*_backward(cell, BACKWARD[cell], ctx, ctx.needs_input_grad[:_TENSORS], grads), None, None, None)
+
+    def double(ctx, *grads):
+        return _double_backward(cell, ctx, *grads)
+
+    torch.library.register_autograd(FORWARD[cell], backward, setup_context=setup)
+    torch.library.register_autograd(BACKWARD[cell], double, setup_context=_setup_double)
+
+
+for _cell in CELLS:
+    _register(_cell)
+
+
+class _BackwardFunction(torch.autograd.Function):
+    """``apply(cell, *arguments of the backward operator)``: that operator, eagerly, with a derivative of its own."""
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cell, *args):
+        return BACKWARD[cell](*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        cell, *args = inputs
+        ctx.cell = cell
+        _setup_double(ctx, args, output)
+
+    @staticmethod
+    def backward(ctx, *grads):
+        return (None, *_double_backward(ctx.cell, ctx, *grads))
+
+
+class _LayerFunction(torch.autograd.Function):
+    """``apply(cell, x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save)``: a forward operator, eagerly.
+
+    Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times, in reverse and forward
+    mode, and under torch.func's transforms.
+    """
+
+    generate_vmap_rule = True
+
+    @staticmethod
+    def forward(cell, *args):
+        return FORWARD[cell](*args)
+
+    @staticmethod
+    def setup_context(ctx, inputs, output):
+        cell, *args = inputs
+        ctx.cell = cell
+        _setup_context(cell, ctx, args, output)
+        ctx.save_for_forward(*args[:_TENSORS])
+
+    @staticmethod
+    def backward(ctx, *grads):
+        run = partial(_BackwardFunction.apply, ctx.cell)
+        grads = _backward(ctx.cell, run, ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
+        return (None, *grads, None, None, None)
+
+    @staticmethod
+    def jvp(ctx, _cell, *tangents):
+        primals = ctx.saved_tensors
+        moving = [i for i, t in enumerate(primals) if t is not None and tangents[i] is not None]
+
+        def outputs(*values: Tensor) -> tuple[Tensor, ...]:
+            full = list(primals)
+            for i, v in zip(moving, values, strict=True):
+                full[i] = v
+            return _outputs(ctx.cell, full, *ctx.layout)
+
+        # The derivative of the linear map from cotangents to gradients, since forward-mode levels do not nest.
+        ys, pull = torch.func.vjp(outputs, *(primals[i] for i in moving))
+        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in ys))
+        (moved,) = push(tuple(tangents[i] for i in moving))
+        return (*moved, *(None,) * (5 - len(moved)))
+
+
+class LSTMFunction(_LayerFunction):
+    """:class:`_LayerFunction` of the LSTM; ``cell`` is "lstm"."""
+
+
+class GRUFunction(_LayerFunction):
+    """:class:`_LayerFunction` of the GRU; ``cell`` is "gru" and c0 is None."""
+
+
+class RNNFunction(_LayerFunction):
+    """:class:`_LayerFunction` of the plain RNN; ``cell`` is "rnn_tanh" or "rnn_relu" and c0 is None."""
+
+
+FUNCTIONS = {"lstm": LSTMFunction, "gru": GRUFunction, "rnn_tanh": RNNFunction, "rnn_relu": RNNFunction}

@@ -1,0 +1,278 @@
+"""The recurrent layers as functions: stacked layers over a sequence, and single steps.
+
+Weights come in PyTorch's shapes and gate order (i, f, g, o for the LSTM; r, z, n for the GRU), so that the parameters of
+nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32 or float64, on the CPU.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+from torch.autograd import forward_ad
+from torch.nn import functional as F
+
+from .autograd import FUNCTIONS
+from .ops import CELLS, FORWARD
+
+__all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
+
+States = tuple[Tensor, ...]
+
+
+def lstm(
+    input: Tensor,
+    hx: Sequence[Tensor] | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    """Runs stacked LSTM layers over a whole sequence (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
+
+    With D = 2 when bidirectional, else 1, L layers and H hidden units:
+
+    Args:
+        input: ``[T, B, I]``, or ``[B, T, I]`` with batch_first; T > 0.
+        hx: ``(h0, c0)``, each ``[L*D, B, H]``, or None for zeros.
+        weights: for each layer and direction w_ih ``[4H, I]`` (``[4H, D*H]`` above the first layer), w_hh ``[4H, H]``
+            and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters.
+        dropout: probability of zeroing each output of every layer but the last, when training.
+
+    Returns:
+        y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``.
+
+    Raises:
+        RuntimeError: for shapes, dtypes or devices that do not fit each other, and for T = 0.
+        NotImplementedError: for tensors of other dtypes, on other devices, or under autocast.
+    """
+    if hx is not None and len(hx) != 2:
+        raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+    y, states = _network(
+        "lstm", input, None if hx is None else tuple(hx), weights, num_layers, bidirectional, batch_first,
+        dropout if training else 0.0,
+    )  # fmt: skip
+    return y, (states[0], states[1])
+
+
+def gru(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs stacked GRU layers over a whole sequence (Cho et al. 2014, the reset gate after the matrix product).
+
+    Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
+    """
+    states = None if hx is None else (hx,)
+    y, (h_n,) = _network(
+        "gru", input, states, weights, num_layers, bidirectional, batch_first, dropout if training else 0.0
+    )
+    return y, h_n
+
+
+def rnn(
+    input: Tensor,
+    hx: Tensor | None,
+    weights: Sequence[Tensor],
+    *,
+    nonlinearity: str = "tanh",
+    num_layers: int = 1,
+    bidirectional: bool = False,
+    batch_first: bool = False,
+    dropout: float = 0.0,
+    training: bool = False,
+) -> tuple[Tensor, Tensor]:
+    """Runs stacked Elman layers over a whole sequence, h = nonlinearity(w_ih x + b_ih + w_hh h + b_hh).
+
+    Arguments and errors as for :func:`lstm`, with one state h and H rows in each weight; nonlinearity is "tanh" or
+    "relu", and another one raises ValueError. Returns ``(y, h_n)``.
+    """
+    if nonlinearity not in ("tanh", "relu"):
+        raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
+    states = None if hx is None else (hx,)
+    y, (h_n,) = _network(
+        f"rnn_{nonlinearity}", input, states, weights, num_layers, bidirectional, batch_first,
+        dropout if training else 0.0,
+    )  # fmt: skip
+    return y, h_n
+
+
+def lstm_cell(
+    input: Tensor,
+    hx: Sequence[Tensor],
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
+) -> tuple[Tensor, Tensor]:
+    """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``; returns ``(h', c')``. Errors as torch.lstm_cell."""
+    if len(hx) != 2:
+        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+    h, c = _cell("lstm", input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
+    return h, c
+
+
+def gru_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One GRU step. input ``[B, I]``, hx ``[B, H]``; returns h' ``[B, H]``. Errors as torch.gru_cell."""
+    return _cell("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def rnn_tanh_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One Elman step with tanh. input ``[B, I]``, hx ``[B, H]``; returns h'. Errors as torch.rnn_tanh_cell."""
+    return _cell("rnn_tanh", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def rnn_relu_cell(
+    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+) -> Tensor:
+    """One Elman step with max(., 0). input ``[B, I]``, hx ``[B, H]``; returns h'. Errors as torch.rnn_relu_cell."""
+    return _cell("rnn_relu", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def _layer(
+    cell: str,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor | None],
+    batch_first: bool = False,
+    reverse: bool = False,
+) -> tuple[Tensor, States]:
+    """One layer in one direction: y and the final states ``[B, H]``."""
+    w_ih, w_hh, b_ih, b_hh = weights
+    c0 = states[1] if len(states) == 2 else None
+    tensors = (x, states[0], c0, w_ih, w_hh, b_ih, b_hh)
+    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    if torch.compiler.is_compiling():
+        # Dynamo cannot trace a Function with a jvp; the operator has the same backward.
+        out = FORWARD[cell](*tensors, batch_first, reverse, needs_grad)
+    elif needs_grad or _transformed():
+        out = FUNCTIONS[cell].apply(cell, *tensors, batch_first, reverse, True)
+    else:
+        out = FORWARD[cell](*tensors, batch_first, reverse, False)
+    return out[0], (out[1],) if c0 is None else (out[1], out[2])
+
+
+def _transformed() -> bool:
+    """Whether a torch.func transform or forward-mode differentiation is active: they do not show in requires_grad."""
+    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
+
+
+def _network(
+    cell: str,
+    x: Tensor,
+    states: States | None,
+    weights: Sequence[Tensor],
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+) -> tuple[Tensor, States]:
+    """Stacked layers. states are ``[L*D, B, H]`` each."""
+    directions = 2 if bidirectional else 1
+    groups = _groups(weights, num_layers * directions)
+    if x.dim() != 3:
+        raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
+    if x.shape[1 if batch_first else 0] == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if states is None:
+        size = (len(groups), x.shape[0 if batch_first else 1], groups[0][1].shape[1])
+        states = (x.new_zeros(size),) * CELLS[cell].states
+    _check_served(x, states, weights)
+    for s in states:
+        if s.dim() != 3 or s.shape[0] != len(groups):
+            raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
+    starts = list(zip(*(s.unbind(0) for s in states), strict=True))
+    ends: list[States] = []
+    for first in range(0, len(groups), directions):
+        if first and dropout:
+            x = _dropout(x, dropout, batch_first)
+        ys = []
+        for d in range(directions):
+            y, end = _layer(cell, x, starts[first + d], groups[first + d], batch_first, reverse=d == 1)
+            ys.append(y)
+            ends.append(end)
+        x = torch.cat(ys, -1) if bidirectional else ys[0]
+    if len(ends) == 1:
+        return x, tuple(s.unsqueeze(0) for s in ends[0])
+    return x, tuple(torch.stack(s) for s in zip(*ends, strict=True))
+
+
+def _groups(weights: Sequence[Tensor], count: int) -> list[Sequence[Tensor | None]]:
+    """The flat list of weights, cut into w_ih, w_hh, b_ih, b_hh per layer and direction."""
+    if len(weights) not in (2 * count, 4 * count):
+        raise RuntimeError(
+            f"expected {2 * count} weights, or {4 * count} with biases, for {count} layers and directions, "
+            f"got {len(weights)}"
+        )
+    each = len(weights) // count
+    groups = [list(weights[i : i + each]) for i in range(0, len(weights), each)]
+    return [group if each == 4 else [*group, None, None] for group in groups]
+
+
+def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
+    """Dropout whose mask is drawn over [T, B, H] in either layout, so that a seed gives nn.*'s own masks."""
+    if not batch_first:
+        return F.dropout(x, p)
+    mask = F.dropout(torch.ones_like(x.transpose(0, 1), memory_format=torch.contiguous_format), p)
+    return x * mask.transpose(0, 1)
+
+
+def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> States:
+    """One step as a sequence of length 1, after the checks of torch's own cells."""
+    w_ih, w_hh = weights[:2]
+    assert w_ih is not None and w_hh is not None
+    if x.shape[1] != w_ih.shape[1]:
+        raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {w_ih.shape[1]}")
+    for i, s in enumerate(states):
+        if s.shape[0] != x.shape[0]:
+            raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
+        if s.shape[1] != w_hh.shape[1]:
+            raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {w_hh.shape[1]}")
+    _check_served(x, states, weights)
+    return _layer(cell, x.unsqueeze(0), states, weights)[1]
+
+
+_DTYPES = (torch.float32, torch.float64)
+
+
+def _check_served(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
+    """Says what is not served yet, and refuses tensors of different dtypes or devices."""
+    if x.dtype not in _DTYPES:
+        raise NotImplementedError(
+            f"fusedrnn computes in torch.float32 and torch.float64, got {x.dtype}; use nn.* for it, or float32 tensors"
+        )
+    if x.device.type not in ("cpu", "meta"):
+        raise NotImplementedError(f"fusedrnn has kernels for the CPU only, got a tensor on {x.device}; use nn.* there")
+    if torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu"):
+        raise NotImplementedError(
+            "fusedrnn does not serve autocast yet; call it inside torch.autocast(..., enabled=False), or use nn.*"
+        )
+    for kind, tensors in (("hidden", states), ("parameter", weights)):
+        for t in tensors:
+            if t is None:
+                continue
+            if t.device != x.device:
+                raise RuntimeError(
+                    f"Input and {kind} tensors are not at the same device, found input tensor at {x.device} "
+                    f"and {kind} tensor at {t.device}"
+                )
+            if t.dtype != x.dtype:
+                raise RuntimeError(
+                    f"Input and {kind} tensors must have the same dtype, found input tensor of {x.dtype} "
+                    f"and {kind} tensor of {t.dtype}"
+                )

@@ -1,0 +1,116 @@
+"""LSTMCell, GRUCell and RNNCell with the constructor, parameters and results of nn.*Cell: one step a call."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from .. import functional
+
+
+def _check_input(name: str, input: Tensor) -> bool:
+    """Whether the input is batched."""
+    if input.dim() not in (1, 2):
+        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
+    return input.dim() == 2
+
+
+class _OneStateCell(nn.RNNCellBase):
+    def _step(self) -> Any:
+        raise NotImplementedError
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
+        name = type(self).__name__
+        batched = _check_input(name, input)
+        if hx is not None and hx.dim() not in (1, 2):
+            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if not batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else hx.unsqueeze(0)
+        if hx is None:
+            hx = input.new_zeros(input.size(0), self.hidden_size)
+        h = self._step()(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return h if batched else h.squeeze(0)
+
+
+class LSTMCell(nn.RNNCellBase):
+    """A drop-in for :class:`torch.nn.LSTMCell`.
+
+    ``forward(input, hx=None)`` takes ``[B, I]`` (or ``[I]``) and ``(h, c)`` of ``[B, H]`` (or ``[H]``), zeros if None,
+    and returns ``(h', c')``. Computes in float32 and float64, on the CPU.
+
+    Raises:
+        ValueError: an input or state of more than 2 dimensions.
+        RuntimeError: sizes, dtypes or devices that do not fit.
+        NotImplementedError: half types, CUDA tensors, autocast.
+    """
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
+
+    def forward(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
+        batched = _check_input("LSTMCell", input)
+        if isinstance(hx, Tensor):
+            raise TypeError("LSTMCell: Expected hx to be a pair of tensors (h, c), got one tensor")
+        for i, s in enumerate(hx or ()):
+            if s.dim() not in (1, 2):
+                raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
+        if not batched:
+            input = input.unsqueeze(0)
+            hx = None if hx is None else tuple(s.unsqueeze(0) for s in hx)
+        if hx is None:
+            hx = (input.new_zeros(input.size(0), self.hidden_size),) * 2
+        h, c = functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+
+
+class GRUCell(_OneStateCell):
+    """A drop-in for :class:`torch.nn.GRUCell`; see :class:`LSTMCell`. One state, h."""
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+
+    def _step(self) -> Any:
+        return functional.gru_cell
+
+
+class RNNCell(_OneStateCell):
+    """A drop-in for :class:`torch.nn.RNNCell`; see :class:`LSTMCell`. One state, h; nonlinearity "tanh" or "relu"."""
+
+    __constants__ = [*nn.RNNCellBase.__constants__, "nonlinearity"]  # noqa: RUF012
+    nonlinearity: str
+
+    def __init__(
+        self,
+        input_size: int,
+        hidden_size: int,
+        bias: bool = True,
+        nonlinearity: str = "tanh",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+    ) -> None:
+        super().__init__(input_size, hidden_size, bias, num_chunks=1, device=device, dtype=dtype)
+        self.nonlinearity = nonlinearity
+
+    def _step(self) -> Any:
+        steps = {"tanh": functional.rnn_tanh_cell, "relu": functional.rnn_relu_cell}
+        if self.nonlinearity not in steps:
+            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
+        return steps[self.nonlinearity]

@@ -1,0 +1,159 @@
+"""LSTM, GRU and RNN with the constructor, parameters and results of nn.LSTM, nn.GRU and nn.RNN.
+
+They derive from nn.RNNBase, which brings parameters, initialisation and state_dict, and not from nn.LSTM and the like,
+which torch.compile refuses to trace.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.utils.rnn import PackedSequence
+
+from .. import functional
+
+
+class _Layers(nn.RNNBase):
+    """What the three share: the forward pass, once the states are a tuple."""
+
+    _wrong_dimensions = "{}: Expected input to be 2D or 3D, got {}D instead"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__(*args, **kwargs)
+        if self.proj_size:
+            raise NotImplementedError("fusedrnn does not serve proj_size yet; use nn.LSTM for it")
+
+    def flatten_parameters(self) -> None:
+        """Does nothing: the kernels take the parameters where they are. Kept for code written for nn.*."""
+
+    def _weights(self) -> list[Tensor]:
+        # Looked up at every call, so that parametrizations and replaced parameters are seen.
+        parameters = self._parameters
+        return [
+            w if (w := parameters.get(name)) is not None else getattr(self, name) for name in self._flat_weights_names
+        ]
+
+    def _is_batched(self, input: Tensor) -> bool:
+        if isinstance(input, PackedSequence):
+            raise NotImplementedError(
+                "fusedrnn does not serve PackedSequence yet; pass the padded tensor, or use nn.* for packed input"
+            )
+        if input.dim() not in (2, 3):
+            raise ValueError(self._wrong_dimensions.format(type(self).__name__, input.dim()))
+        return input.dim() == 3
+
+    def _options(self) -> dict[str, Any]:
+        return {
+            "num_layers": self.num_layers,
+            "bidirectional": self.bidirectional,
+            "batch_first": self.batch_first,
+            "dropout": self.dropout,
+            "training": self.training,
+        }
+
+    def _run_one_state(self, run: Any, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+        """forward of the cells that have one state."""
+        batched = self._is_batched(input)
+        if hx is not None and hx.dim() != (3 if batched else 2):
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx should also be {3 if batched else 2}-D but got {hx.dim()}-D tensor"
+            )
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            hx = None if hx is None else hx.unsqueeze(1)
+        if hx is None:
+            self.check_input(input, None)
+        else:
+            self.check_forward_args(input, hx, None)
+        y, h_n = run(input, hx, self._weights(), **self._options())
+        return (y, h_n) if batched else (y.squeeze(0 if self.batch_first else 1), h_n.squeeze(1))
+
+
+class LSTM(_Layers):
+    """A drop-in for :class:`torch.nn.LSTM`: same constructor, parameters, initialisation, results and errors.
+
+    Args:
+        input_size: I, features of the input.
+        hidden_size: H, features of each state.
+        num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.LSTM.
+        proj_size: not served yet; other than 0 raises NotImplementedError.
+
+    ``forward(input, hx=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched ``[T, I]``) and
+    ``(h_0, c_0)`` of ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if None, and returns ``y, (h_n, c_n)`` with y
+    ``[T, B, D*H]``. Computes in float32 and float64, on the CPU.
+
+    Raises:
+        ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights.
+        RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0.
+        NotImplementedError: PackedSequence, half types, CUDA tensors, autocast.
+    """
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        super().__init__("LSTM", *args, **kwargs)
+
+    get_expected_cell_size = nn.LSTM.get_expected_cell_size
+    check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
+    permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
+
+    def forward(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        batched = self._is_batched(input)
+        if hx is not None and (hx[0].dim(), hx[1].dim()) != ((3, 3) if batched else (2, 2)):
+            kind = "batched 3-D" if batched else "unbatched 2-D"
+            raise RuntimeError(
+                f"For {kind} input, hx and cx should also be {3 if batched else 2}-D "
+                f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
+            )
+        if not batched:
+            input = input.unsqueeze(0 if self.batch_first else 1)
+            hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
+        if hx is None:
+            self.check_input(input, None)
+        else:
+            self.check_forward_args(input, hx, None)  # type: ignore[arg-type]
+        y, (h_n, c_n) = functional.lstm(input, hx, self._weights(), **self._options())
+        if batched:
+            return y, (h_n, c_n)
+        return y.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
+
+
+class GRU(_Layers):
+    """A drop-in for :class:`torch.nn.GRU`; see :class:`LSTM` for shapes, dtypes and errors. One state, h."""
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        super().__init__("GRU", *args, **kwargs)
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._run_one_state(functional.gru, input, hx)
+
+
+class RNN(_Layers):
+    """A drop-in for :class:`torch.nn.RNN`; see :class:`LSTM` for shapes, dtypes and errors. One state, h.
+
+    nonlinearity, the fourth argument, is "tanh" or "relu".
+    """
+
+    _wrong_dimensions = "{}: Expected input to be 2D or 3D, got {}D tensor instead"
+
+    def __init__(self, *args: Any, **kwargs: Any) -> None:
+        if "proj_size" in kwargs:
+            raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
+        if len(args) > 3:
+            self.nonlinearity = args[3]
+            args = (*args[:3], *args[4:])
+        else:
+            self.nonlinearity = kwargs.pop("nonlinearity", "tanh")
+        if self.nonlinearity not in ("tanh", "relu"):
+            raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
+        super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
+
+    def _options(self) -> dict[str, Any]:
+        return {**super()._options(), "nonlinearity": self.nonlinearity}
+
+    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
+        return self._run_one_state(functional.rnn, input, hx)
