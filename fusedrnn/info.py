@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import platform
 from dataclasses import dataclass
-from importlib import import_module
-from importlib.metadata import version
 
 import torch
+
+from fusedrnn import _build_info as build
 
 
 @dataclass(frozen=True)
@@ -36,9 +36,8 @@ class Info:
 
 
 def info() -> Info:
-    build = import_module("fusedrnn._build_info")  # written by the build, so that type checkers cannot see it
     return Info(
-        fusedrnn=version("fusedrnn"),
+        fusedrnn=build.VERSION,
         torch=torch.__version__,
         python=platform.python_version(),
         platform=platform.platform(),

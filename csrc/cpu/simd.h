@@ -74,7 +74,7 @@ FUSEDRNN_INLINE void store(T* p, Vec<T> v) {
 }
 template <class T>
 FUSEDRNN_INLINE Vec<T> broadcast(T x) {
-  return Vec<T>{} + x;
+  return x - Vec<T>{};  // not +: that would turn -0 into 0, so the compiler would have to add
 }
 
 // The first n lanes, 0 < n < kLanes; the others are read as zero and not written.

@@ -1,0 +1,119 @@
+"""What torch is told of the operators, and what the operators refuse."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import pytest
+import torch
+from op_cases import NAMES, arguments, cotangents
+from torch.utils._pytree import tree_map
+
+from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+
+each_cell = pytest.mark.parametrize("cell", CELLS)
+each_argument_but_x = pytest.mark.parametrize(
+    "cell, name", [(c, n) for c in CELLS for n in NAMES[1:] if n != "c0" or CELLS[c].states == 2]
+)
+
+
+def backward_arguments(cell: str, batch_first: bool, requires_grad: bool) -> tuple[Any, ...]:
+    args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first, requires_grad=requires_grad)
+    with torch.no_grad():
+        y, _, _, saved, c = FORWARD[cell](*args, batch_first, False, True)
+    grads = [g.requires_grad_(requires_grad) for g in cotangents(cell, args, (batch_first, False))]
+    return (*grads, *[None] * (3 - len(grads)), *args, y, saved, c, batch_first, False, True, True)
+
+
+@each_cell
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("batch_first, reverse, bias, save", [(0, 0, 1, 1), (1, 1, 1, 1), (0, 1, 0, 0)])
+def test_opcheck_passes_for_the_forward_operators(cell, requires_grad, batch_first, reverse, bias, save):
+    args = arguments(cell, (3, 2, 4, 5), batch_first=bool(batch_first), bias=bool(bias), requires_grad=requires_grad)
+    flags = bool(batch_first), bool(reverse), bool(save or requires_grad)
+    torch.library.opcheck(FORWARD[cell], (*args, *flags))
+
+
+@each_cell
+@pytest.mark.parametrize("requires_grad", [False, True])
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_opcheck_passes_for_the_backward_operators(cell, requires_grad, batch_first):
+    torch.library.opcheck(BACKWARD[cell], backward_arguments(cell, batch_first, requires_grad))
+
+
+@each_cell
+@pytest.mark.parametrize("need_x, need_w", [(True, False), (False, True), (False, False)])
+def test_gradients_that_are_not_asked_for_have_no_elements_and_the_others_are_the_same(cell, need_x, need_w):
+    args = backward_arguments(cell, False, False)
+    whole = BACKWARD[cell](*args)
+    part = BACKWARD[cell](*args[:-2], need_x, need_w)
+    asked = [need_x, True, True, *[need_w] * 4]
+    for a, b, wanted in zip(whole, part, asked, strict=True):
+        assert torch.equal(a, b) if wanted else b.numel() == 0
+
+
+@each_cell
+def test_results_alias_neither_each_other_nor_an_argument(cell):
+    def storages(tensors: Any) -> list[int]:
+        return [t.untyped_storage().data_ptr() for t in tensors if isinstance(t, torch.Tensor) and t.numel()]
+
+    args = arguments(cell, (3, 2, 4, 5))
+    forward = FORWARD[cell](*args, False, False, True)
+    backward = BACKWARD[cell](*backward_arguments(cell, False, False))
+    for results, given in ((forward, args), (backward, ())):
+        seen = storages(results)
+        assert len(set(seen)) == len(seen)
+        assert not set(seen) & set(storages(given))
+
+
+@each_cell
+def test_shapes_on_the_meta_device_are_those_of_the_kernels(cell):
+    for batch_first in (False, True):
+        for op, args in (
+            (FORWARD[cell], (*arguments(cell, (3, 2, 4, 5), batch_first=batch_first), batch_first, False, True)),
+            (BACKWARD[cell], backward_arguments(cell, batch_first, False)),
+        ):
+            on_meta = op(*tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, args))
+            for real, fake in zip(op(*args), on_meta, strict=True):
+                assert (real.shape, real.stride(), real.dtype) == (fake.shape, fake.stride(), fake.dtype)
+
+
+@each_argument_but_x
+def test_a_wrong_shape_is_refused_with_the_expected_and_the_given_one(cell, name):
+    args = arguments(cell, (3, 2, 4, 5))
+    right = getattr(args, name)
+    wrong = args._replace(**{name: torch.cat([right, right[:1]])})
+    with pytest.raises(RuntimeError) as info:
+        FORWARD[cell](*wrong, False, False, False)
+    assert f"expected {name} of shape {list(right.shape)}, got {[right.shape[0] + 1, *right.shape[1:]]}" in str(info.value)
+
+
+@each_argument_but_x
+def test_a_wrong_dtype_is_refused_with_the_expected_and_the_given_one(cell, name):
+    args = arguments(cell, (3, 2, 4, 5))
+    wrong = args._replace(**{name: getattr(args, name).float()})
+    with pytest.raises(RuntimeError, match=rf"expected {name} of the dtype of x \(Double\), got Float"):
+        FORWARD[cell](*wrong, False, False, False)
+
+
+@each_cell
+def test_half_types_are_refused(cell):
+    args = (None if t is None else t.bfloat16() for t in arguments(cell, (3, 2, 4, 5)))
+    with pytest.raises(RuntimeError, match="expected x of dtype float32 or float64, got BFloat16"):
+        FORWARD[cell](*args, False, False, False)
+
+
+def test_c0_is_demanded_by_the_lstm_and_refused_by_the_others():
+    for cell in CELLS:
+        args = arguments(cell, (3, 2, 4, 5))
+        wrong = args._replace(c0=args.h0 if args.c0 is None else None)
+        with pytest.raises(RuntimeError, match="c0 is for the LSTM"):
+            FORWARD[cell](*wrong, False, False, False)
+
+
+@pytest.mark.parametrize("cell", [cell for cell in CELLS if CELLS[cell].saved])
+def test_backward_without_what_forward_saves_is_refused(cell):
+    args = arguments(cell, (3, 2, 4, 5), requires_grad=True)
+    y = FORWARD[cell](*args, False, False, False)[0]
+    with pytest.raises(RuntimeError, match="save=False"):
+        y.sum().backward()
