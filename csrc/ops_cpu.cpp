@@ -410,14 +410,14 @@ std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
 }  // namespace
 }  // namespace fusedrnn
 
-#define FUSEDRNN_DEFINE(m, cell)                                                                               \
-  m.def(cell                                                                                                   \
-        "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "             \
+#define FUSEDRNN_DEFINE(m, cell)                                                                                     \
+  m.def(cell                                                                                                         \
+        "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, "                   \
         "bool batch_first, bool reverse, bool save) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)"); \
-  m.def(cell                                                                                                   \
-        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "     \
-        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor y, Tensor saved, Tensor c, bool batch_first, "        \
-        "bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, "        \
+  m.def(cell                                                                                                         \
+        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "           \
+        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor y, Tensor saved, Tensor c, bool batch_first, "              \
+        "bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, Tensor dw_ih, "              \
         "Tensor dw_hh, Tensor db_ih, Tensor db_hh)")
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {

@@ -4,8 +4,11 @@ from __future__ import annotations
 
 import torch  # noqa: F401  its libraries must be loaded before ours
 
-from . import _C  # type: ignore[attr-defined]  # noqa: F401  registers the operators
-from . import functional, reference
+from . import (
+    _C,  # noqa: F401  registers the operators
+    functional,
+    reference,
+)
 from ._build_info import VERSION as __version__
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 

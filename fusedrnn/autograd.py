@@ -9,7 +9,7 @@ Backpropagation through time: Werbos, "Backpropagation through time: what it doe
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from typing import Any
 
@@ -34,7 +34,9 @@ def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[
     ctx.set_materialize_grads(False)
 
 
-def _backward(cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequence[TensorOrNone]) -> tuple[TensorOrNone, ...]:
+def _backward(
+    cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequence[TensorOrNone]
+) -> tuple[TensorOrNone, ...]:
     """Gradients for the seven tensors of the forward operator; ``needed`` says which of them are asked for.
 
     ``run`` is the backward operator, or a Function around it; ``grads`` are those of the forward operator's results.
@@ -49,6 +51,12 @@ def _backward(cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequ
         dc_n = None
     results = run(dy, dh_n, dc_n, *inputs, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
     return tuple(g if n and t is not None else None for g, n, t in zip(results, needed, inputs, strict=True))
+
+
+def _vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
+    """torch.func.vjp, which nests in torch.func's transforms as well as in torch.autograd."""
+    values, pull = torch.func.vjp(function, *primals)[:2]
+    return values, pull
 
 
 def _outputs(cell: str, inputs: Sequence[TensorOrNone], batch_first: bool, reverse: bool) -> tuple[Tensor, ...]:
@@ -84,12 +92,11 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
                 some[i] = v
             return _outputs(cell, some, *ctx.layout)
 
-        ys, pull = torch.func.vjp(outputs, *(inputs[i] for i in present))
+        ys, pull = _vjp(outputs, *(inputs[i] for i in present))
         return pull(tuple(torch.zeros_like(y) if d is None else d for y, d in zip(ys, cotangents, strict=False)))
 
-    # torch.func.vjp, since it nests in torch.func's transforms as well as in torch.autograd.
     with torch.enable_grad():
-        results, pull = torch.func.vjp(first, *(arguments[i] for i in given))
+        results, pull = _vjp(first, *(arguments[i] for i in given))
         # A result that was not asked for has no elements, and its gradient none either.
         asked = [g for g, t in zip(grads, arguments[3:], strict=True) if t is not None]
         cotangents = (
@@ -176,8 +183,8 @@ class _LayerFunction(torch.autograd.Function):
             return _outputs(ctx.cell, full, *ctx.layout)
 
         # The derivative of the linear map from cotangents to gradients, since forward-mode levels do not nest.
-        ys, pull = torch.func.vjp(outputs, *(primals[i] for i in moving))
-        _, push = torch.func.vjp(pull, tuple(torch.zeros_like(y) for y in ys))
+        ys, pull = _vjp(outputs, *(primals[i] for i in moving))
+        _, push = _vjp(pull, tuple(torch.zeros_like(y) for y in ys))
         (moved,) = push(tuple(tangents[i] for i in moving))
         return (*moved, *(None,) * (5 - len(moved)))
 

@@ -1,7 +1,7 @@
 """The recurrent layers as functions: stacked layers over a sequence, and single steps.
 
-Weights come in PyTorch's shapes and gate order (i, f, g, o for the LSTM; r, z, n for the GRU), so that the parameters of
-nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32 or float64, on the CPU.
+Weights come in PyTorch's shapes and gate order (i, f, g, o for the LSTM; r, z, n for the GRU), so that the parameters
+of nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32 or float64, on the CPU.
 """
 
 from __future__ import annotations
@@ -116,7 +116,7 @@ def lstm_cell(
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``; returns ``(h', c')``. Errors as torch.lstm_cell."""
+    """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``; returns ``(h', c')``; errors as torch's."""
     if len(hx) != 2:
         raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
     h, c = _cell("lstm", input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
@@ -190,7 +190,7 @@ def _network(
     if x.shape[1 if batch_first else 0] == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     if states is None:
-        size = (len(groups), x.shape[0 if batch_first else 1], groups[0][1].shape[1])
+        size = (len(groups), x.shape[0 if batch_first else 1], weights[1].shape[1])
         states = (x.new_zeros(size),) * CELLS[cell].states
     _check_served(x, states, weights)
     for s in states:

@@ -67,9 +67,7 @@ def _define_fakes(cell: str) -> None:
         )
 
     @torch.library.register_fake(f"fusedrnn::{cell}_backward")
-    def _(
-        dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, saved, c, batch_first, reverse, need_x, need_w
-    ):
+    def _(dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, saved, c, batch_first, reverse, need_x, need_w):
         def like(t: Tensor | None, wanted: bool = True) -> Tensor:
             return x.new_empty(0) if t is None or not wanted else x.new_empty(t.shape)
 

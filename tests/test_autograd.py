@@ -12,7 +12,9 @@ from fusedrnn.autograd import FUNCTIONS
 from fusedrnn.ops import CELLS, FORWARD
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
-each_layout = pytest.mark.parametrize("layout", [(False, False), (True, True)], ids=["time-first", "batch-first-reverse"])
+each_layout = pytest.mark.parametrize(
+    "layout", [(False, False), (True, True)], ids=["time-first", "batch-first-reverse"]
+)
 each_path = pytest.mark.parametrize("path", ["function", "operator"])
 
 
@@ -107,7 +109,9 @@ def test_gradient_of_one_argument_alone_agrees_with_the_reference(cell, name):
     def grad(run):
         return torch.autograd.grad(run(*args.given())[0].sin().sum(), one)
 
-    torch.testing.assert_close(grad(runner("function", cell, args, (True, False))), grad(plain(cell, args, (True, False))))
+    torch.testing.assert_close(
+        grad(runner("function", cell, args, (True, False))), grad(plain(cell, args, (True, False)))
+    )
 
 
 def network_loss(cell, run, x, weights):

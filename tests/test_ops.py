@@ -85,7 +85,9 @@ def test_a_wrong_shape_is_refused_with_the_expected_and_the_given_one(cell, name
     wrong = args._replace(**{name: torch.cat([right, right[:1]])})
     with pytest.raises(RuntimeError) as info:
         FORWARD[cell](*wrong, False, False, False)
-    assert f"expected {name} of shape {list(right.shape)}, got {[right.shape[0] + 1, *right.shape[1:]]}" in str(info.value)
+    assert f"expected {name} of shape {list(right.shape)}, got {[right.shape[0] + 1, *right.shape[1:]]}" in str(
+        info.value
+    )
 
 
 @each_argument_but_x

@@ -15,9 +15,9 @@ struct ExpConstants;
 template <>
 struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
-  static constexpr float kRounder = 12582912.0f;        // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -104.0f;             // e^x is 0 below
-  static constexpr float kTanhLimit = 9.5f;             // tanh is 1 above
+  static constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
+  static constexpr float kLowest = -104.0f;       // e^x is 0 below
+  static constexpr float kTanhLimit = 9.5f;       // tanh is 1 above
   static constexpr int32_t kBias = 127, kMantissa = 23;
   // e^r = 1 + r + r^2 (c0 + c1 r + ...) on |r| <= ln 2 / 2, highest power first (coefficients of Moshier's Cephes)
   static constexpr float kPoly[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
@@ -38,7 +38,8 @@ struct ExpConstants<double> {
                                      1.0 / 120.0,        1.0 / 24.0,        1.0 / 6.0,        0.5};
 };
 
-// p = e^r - 1 and n, with x = n ln 2 + r. n is returned as the vector whose integer bits, less those of kRounder, are n.
+// p = e^r - 1 and n, with x = n ln 2 + r. n is returned as the vector whose integer bits, less those of kRounder, are
+// n.
 template <class T, int N>
 FUSEDRNN_INLINE Pack<T, N> expm1_reduced(const Pack<T, N>& x, Pack<T, N>& shifted) {
   using C = ExpConstants<T>;

@@ -23,14 +23,16 @@ static void with_cell(CellKind kind, const F& f) {
 template <class T>
 static int64_t forward_workspace(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind, [&](auto cell) { size = ForwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  with_cell(kind,
+            [&](auto cell) { size = ForwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
   return size;
 }
 
 template <class T>
 static int64_t backward_workspace(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind, [&](auto cell) { size = BackwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  with_cell(kind,
+            [&](auto cell) { size = BackwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
   return size;
 }
 
@@ -62,12 +64,12 @@ constexpr Kernels<T> kKernels = {forward_workspace<T>, backward_workspace<T>, ru
 }  // namespace fusedrnn
 
 // Defines the one function that a file exports.
-#define FUSEDRNN_DEFINE_ISA(function, name)                                                        \
-  namespace fusedrnn {                                                                             \
-  namespace cpu {                                                                                  \
-  const Isa* function() {                                                                          \
-    static constexpr Isa isa{name, &kKernels<float>, &kKernels<double>};                           \
-    return &isa;                                                                                   \
-  }                                                                                                \
-  }                                                                                                \
+#define FUSEDRNN_DEFINE_ISA(function, name)                              \
+  namespace fusedrnn {                                                   \
+  namespace cpu {                                                        \
+  const Isa* function() {                                                \
+    static constexpr Isa isa{name, &kKernels<float>, &kKernels<double>}; \
+    return &isa;                                                         \
+  }                                                                      \
+  }                                                                      \
   }

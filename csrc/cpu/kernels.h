@@ -1,5 +1,6 @@
 // The CPU kernels as the rest of the library sees them: plain structs of pointers and sizes, and one table of functions
-// per instruction set. No torch in here, and nothing but C types, so that every instruction set shares the declarations.
+// per instruction set. No torch in here, and nothing but C types, so that every instruction set shares the
+// declarations.
 #pragma once
 #include <cstddef>
 #include <cstdint>
@@ -29,12 +30,12 @@ struct Forward {
   int64_t ldx;
   int64_t x_row0;  // the row that x points at
   bool save;
-  const T *h0, *c0;               // [B, H]
-  const T *w_hh, *b_ih, *b_hh;    // [G H, H], [G H] or null
-  T* y;                           // per row, [H]
-  T* c;                           // per row, [H], or null: only with save
-  T *h_n, *c_n;                   // [B, H]
-  T* workspace;                   // forward_workspace() values, aligned to 64 bytes
+  const T *h0, *c0;             // [B, H]
+  const T *w_hh, *b_ih, *b_hh;  // [G H, H], [G H] or null
+  T* y;                         // per row, [H]
+  T* c;                         // per row, [H], or null: only with save
+  T *h_n, *c_n;                 // [B, H]
+  T* workspace;                 // forward_workspace() values, aligned to 64 bytes
 };
 
 template <class T>
@@ -43,7 +44,7 @@ struct Backward {
   int64_t H;
   const T* saved;  // per row, what forward left in x
   int64_t ld_saved;
-  const T *y, *c;          // per row, [H]
+  const T *y, *c;  // per row, [H]
   const T *h0, *c0, *w_hh;
   const T *dy, *dh_n, *dc_n;  // gradients of y (per row), h_n and c_n; null means zero
   T* delta;                   // per row, kDeltas [H] each: gradients of the pre-activations

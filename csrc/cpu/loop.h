@@ -33,7 +33,8 @@ struct Plan {
   bool by_rows;
 };
 
-static Plan make_plan(int64_t B, int64_t steps, int64_t H, int64_t tiles, int64_t gates, int64_t weight_bytes, int64_t threads) {
+static Plan make_plan(int64_t B, int64_t steps, int64_t H, int64_t tiles, int64_t gates, int64_t weight_bytes,
+                      int64_t threads) {
   const double step = 2.0 * double(B) * double(H) * double(H) * double(gates);
   if (threads <= 1 || step * double(steps) < kWorthAThread) return {1, true};
   const bool fits = weight_bytes <= kCacheBytes;

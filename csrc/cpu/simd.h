@@ -134,22 +134,22 @@ struct Pack {
   Vec<T> v[N];
 };
 
-#define FUSEDRNN_PACK_OPERATOR(op)                                                  \
-  template <class T, int N>                                                         \
+#define FUSEDRNN_PACK_OPERATOR(op)                                                   \
+  template <class T, int N>                                                          \
   FUSEDRNN_INLINE Pack<T, N> operator op(const Pack<T, N>& a, const Pack<T, N>& b) { \
-    Pack<T, N> y;                                                                   \
-    FUSEDRNN_EACH(i, N) y.v[i] = a.v[i] op b.v[i];                                  \
-    return y;                                                                       \
-  }                                                                                 \
-  template <class T, int N>                                                         \
-  FUSEDRNN_INLINE Pack<T, N> operator op(T a, const Pack<T, N>& b) {                \
-    Pack<T, N> y;                                                                   \
-    FUSEDRNN_EACH(i, N) y.v[i] = a op b.v[i];                                       \
-    return y;                                                                       \
-  }                                                                                 \
-  template <class T, int N>                                                         \
-  FUSEDRNN_INLINE Pack<T, N> operator op(int a, const Pack<T, N>& b) {              \
-    return T(a) op b;                                                               \
+    Pack<T, N> y;                                                                    \
+    FUSEDRNN_EACH(i, N) y.v[i] = a.v[i] op b.v[i];                                   \
+    return y;                                                                        \
+  }                                                                                  \
+  template <class T, int N>                                                          \
+  FUSEDRNN_INLINE Pack<T, N> operator op(T a, const Pack<T, N>& b) {                 \
+    Pack<T, N> y;                                                                    \
+    FUSEDRNN_EACH(i, N) y.v[i] = a op b.v[i];                                        \
+    return y;                                                                        \
+  }                                                                                  \
+  template <class T, int N>                                                          \
+  FUSEDRNN_INLINE Pack<T, N> operator op(int a, const Pack<T, N>& b) {               \
+    return T(a) op b;                                                                \
   }
 FUSEDRNN_PACK_OPERATOR(+)
 FUSEDRNN_PACK_OPERATOR(-)

@@ -1,9 +1,9 @@
 // Threads that work on one sequence together and meet once a step.
 //
-// The runner may give fewer threads than were asked for, or run the pieces one after the other. So a piece first enrols;
-// the team closes as soon as every piece has come, or when those who came have waited long enough; who comes later finds
-// it closed and does nothing. Work is divided among the members. A result does not depend on how many they are, since
-// every value is computed by one member in one order.
+// The runner may give fewer threads than were asked for, or run the pieces one after the other. So a piece first
+// enrols; the team closes as soon as every piece has come, or when those who came have waited long enough; who comes
+// later finds it closed and does nothing. Work is divided among the members. A result does not depend on how many they
+// are, since every value is computed by one member in one order.
 #pragma once
 #include <sched.h>
 #include <stdint.h>

@@ -107,7 +107,8 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, int64_t r0, int64_t r1, int
 // epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Few rows leave registers free: then more panels at once.
 template <class T, int G, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
-  constexpr int wide = kRegisters == 32 ? 8 / G : 4 / G, normal = kRegisters == 32 ? (G == 1 ? 4 : 1) : (G == 1 ? 2 : 1);
+  constexpr int wide = kRegisters == 32 ? 8 / G : 4 / G,
+                normal = kRegisters == 32 ? (G == 1 ? 4 : 1) : (G == 1 ? 2 : 1);
   if (r1 <= r0) return;
   int64_t t = t0;
   if constexpr (wide > normal)

@@ -9,7 +9,6 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
-import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -113,7 +112,7 @@ class LSTM(_Layers):
         if hx is None:
             self.check_input(input, None)
         else:
-            self.check_forward_args(input, hx, None)  # type: ignore[arg-type]
+            self.check_forward_args(input, hx, None)  # type: ignore[arg-type, misc]
         y, (h_n, c_n) = functional.lstm(input, hx, self._weights(), **self._options())
         if batched:
             return y, (h_n, c_n)

@@ -65,7 +65,9 @@ def test_long_sequences_that_are_projected_in_chunks_agree_with_the_reference(ce
     args = arguments(cell, (150, 24, 5, 96), torch.float64)
     for reverse in (False, True):
         grads = cotangents(cell, args, (False, reverse))
-        errors = largest_error(fused(cell, args, (False, reverse), grads), expected(cell, args, (False, reverse), grads))
+        errors = largest_error(
+            fused(cell, args, (False, reverse), grads), expected(cell, args, (False, reverse), grads)
+        )
         assert max(errors.values()) < 1e-12, errors
         y = FORWARD[cell](*args, False, reverse, False)[0]
         assert torch.equal(y, FORWARD[cell](*args, False, reverse, True)[0])
@@ -87,7 +89,7 @@ def test_no_steps_hand_the_states_through_and_give_zero_weight_gradients(cell, b
 def test_an_empty_batch_gives_empty_outputs_and_zero_weight_gradients(cell, batch_first):
     args = arguments(cell, (4, 0, 5, 18), batch_first=batch_first)
     out = fused(cell, args, (batch_first, False), cotangents(cell, args, (batch_first, False)))
-    assert out["y"].shape == args.x.shape[:2] + (18,)
+    assert out["y"].shape == (*args.x.shape[:2], 18)
     assert out["dx"].shape == args.x.shape
     assert not any(out[name].any() for name in ("dw_ih", "dw_hh", "db_ih", "db_hh"))
 
@@ -125,7 +127,9 @@ def test_activations_in_float64_are_accurate():
 def test_activations_are_exact_at_infinity_and_keep_nan(dtype):
     inf, nan = float("inf"), float("nan")
     sigmoid, tanh = torch.ops.fusedrnn.activations(torch.tensor([inf, -inf, 0.0, nan, 1e30, -1e30], dtype=dtype))
-    torch.testing.assert_close(sigmoid, torch.tensor([1, 0, 0.5, nan, 1, 0], dtype=dtype), rtol=0, atol=0, equal_nan=True)
+    torch.testing.assert_close(
+        sigmoid, torch.tensor([1, 0, 0.5, nan, 1, 0], dtype=dtype), rtol=0, atol=0, equal_nan=True
+    )
     torch.testing.assert_close(tanh, torch.tensor([1, -1, 0, nan, 1, -1], dtype=dtype), rtol=0, atol=0, equal_nan=True)
 
 
