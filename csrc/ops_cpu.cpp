@@ -1,7 +1,6 @@
 // The CPU side of the operators: checks, allocation, matrix products and the call of the kernels. Built on LibTorch's
 // stable ABI and CPython's limited API, so that one binary serves many versions of both.
 #include <Python.h>
-#include <torch/csrc/inductor/aoti_torch/generated/c_shim_cpu.h>
 #include <torch/csrc/stable/library.h>
 #include <torch/csrc/stable/ops.h>
 #include <torch/csrc/stable/tensor.h>
@@ -84,22 +83,29 @@ const T* read(const MaybeTensor& t) {
 Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::contiguous(t); }
 MaybeTensor dense(const MaybeTensor& t) { return t ? MaybeTensor(dense(*t)) : t; }
 
-// A view of memory that somebody else owns.
+// A matrix in memory that somebody else owns. One of the strides is 1.
 template <class T>
-Tensor matrix(const T* p, int64_t rows, int64_t columns, int64_t row_stride, int64_t column_stride = 1) {
-  const int64_t sizes[] = {rows, columns}, strides[] = {row_stride, column_stride};
-  AtenTensorHandle handle;
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_create_tensor_from_blob(
-      const_cast<T*>(p), 2, sizes, strides, 0, dtype_code<T>(), aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
-}
+struct Matrix {
+  T* p;
+  int64_t rows, columns, row_stride, column_stride = 1;
 
-// out = a b, or out += a b.
-void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
-}
-void multiply_add(const Tensor& out, const Tensor& a, const Tensor& b) {
-  STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_cpu_addmm_out(out.get(), out.get(), a.get(), b.get(), 1, 1));
+  Matrix t() const { return {p, columns, rows, column_stride, row_stride}; }
+};
+template <class T>
+using Const = Matrix<const T>;
+
+cpu::Runner torch_threads();
+
+// out = a b, or out += a b with add.
+template <class T>
+void multiply(const Matrix<T>& out, const Const<T>& a, const Const<T>& b, bool add = false) {
+  const cpu::Kernels<T>& k = kernels<T>();
+  const cpu::Runner runner = torch_threads();
+  cpu::Gemm<T> g{out.rows,        out.columns, a.columns,      a.p, a.row_stride, a.column_stride, b.p, b.row_stride,
+                 b.column_stride, out.p,       out.row_stride, add, nullptr};
+  const Tensor workspace = empty<T, 1>({k.product_workspace(g, runner.threads)});
+  g.workspace = data<T>(workspace);
+  k.product(g, runner);
 }
 
 cpu::Runner torch_threads() {
@@ -235,15 +241,15 @@ ForwardResult run_forward(const Inputs<Cell, T>& in, bool save) {
   a.h0 = read<T>(in.h0), a.c0 = read<T>(in.c0), a.w_hh = read<T>(in.w_hh);
   a.b_ih = read<T>(in.b_ih), a.b_hh = read<T>(in.b_hh);
   a.y = data<T>(y), a.c = data<T>(c), a.h_n = data<T>(h_n), a.c_n = data<T>(c_n), a.workspace = data<T>(workspace);
-  const Tensor w_ih_t = matrix(read<T>(in.w_ih), in.I, columns, 1, in.I);
+  const Const<T> w_ih{read<T>(in.w_ih), columns, in.I, in.I};
   // At least once: a sequence of no steps hands the states through.
   for (a.first = 0; a.first == 0 || a.first < s.T; a.first = a.last) {
     a.last = std::min(s.T, a.first + projection.steps);
     const int64_t t0 = s.reverse ? s.T - a.last : a.first;
     const int64_t row0 = s.batch_first ? 0 : t0 * s.B, rows = s.batch_first ? s.rows() : (a.last - a.first) * s.B;
     a.x_row0 = shared ? 0 : row0;
-    multiply(matrix(a.x + (row0 - a.x_row0) * a.ldx, rows, columns, a.ldx),
-             matrix(read<T>(in.x) + row0 * in.I, rows, in.I, in.I), w_ih_t);
+    multiply<T>({a.x + (row0 - a.x_row0) * a.ldx, rows, columns, a.ldx},
+                {read<T>(in.x) + row0 * in.I, rows, in.I, in.I}, w_ih.t());
     k.forward(kKind<Cell>, a, runner);
     if (s.T == 0) break;
   }
@@ -273,17 +279,17 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 // first step suffices. With the batch first those lie scattered among the others: they are zeroed for the time of the
 // product.
 template <class Cell, class T>
-void recurrent_weight_gradient(const Inputs<Cell, T>& in, const Tensor& y, T* delta, const Tensor& dw_hh) {
+void recurrent_weight_gradient(const Inputs<Cell, T>& in, const Tensor& y, T* delta, const Matrix<T>& dw_hh) {
   const Sequence& s = in.sequence;
   const int64_t H = in.H, D = Cell::kDeltas * H, K = Cell::kGates * H, R = s.rows();
-  if (R == 0 || H == 0) {
-    multiply(dw_hh, matrix(delta, K, 0, 1, D), matrix(delta, 0, H, H));
+  if (R == 0) {
+    std::fill_n(dw_hh.p, K * H, T(0));
     return;
   }
   T* recurrent = delta + Cell::kRecurrentDelta * H;
   const int64_t first = s.row(s.step(0), 0), hop = s.batch_stride();
   const int64_t shift = s.batch_first ? 1 : s.B;
-  multiply(dw_hh, matrix(recurrent + first * D, K, s.B, 1, hop * D), matrix(read<T>(in.h0), s.B, H, H));
+  multiply<T>(dw_hh, {recurrent + first * D, K, s.B, 1, hop * D}, {read<T>(in.h0), s.B, H, H});
   if (s.T == 1) return;
   Tensor kept;
   if (s.batch_first) {
@@ -295,8 +301,7 @@ void recurrent_weight_gradient(const Inputs<Cell, T>& in, const Tensor& y, T* de
     }
   }
   const int64_t delta_row = s.reverse ? 0 : shift, y_row = s.reverse ? shift : 0;
-  multiply_add(dw_hh, matrix(recurrent + delta_row * D, K, R - shift, 1, D),
-               matrix(read<T>(y) + y_row * H, R - shift, H, H));
+  multiply<T>(dw_hh, {recurrent + delta_row * D, K, R - shift, 1, D}, {read<T>(y) + y_row * H, R - shift, H, H}, true);
   if (s.batch_first)
     for (int64_t b = 0; b < s.B; ++b) std::copy_n(data<T>(kept) + b * K, K, recurrent + (first + b * hop) * D);
 }
@@ -332,13 +337,11 @@ BackwardResult run_backward(const Inputs<Cell, T>& in, const MaybeTensor& dy, co
   a.delta = delta, a.dh0 = data<T>(dh0), a.dc0 = data<T>(dc0), a.workspace = data<T>(workspace);
   k.backward(kKind<Cell>, a, runner);
 
-  const auto slots = [&](int slot, int count) { return matrix(delta + slot * H, R, count * H, D); };
   const Tensor dx = need_x ? per_row<T>(s, I) : empty<T, 1>({0});
   if (need_x)
     input_gate_runs<Cell>([&](int slot, int gate, int count) {
-      const Tensor out = matrix(data<T>(dx), R, I, I);
-      const Tensor w = matrix(read<T>(in.w_ih) + gate * H * I, count * H, I, I);
-      slot == 0 ? multiply(out, slots(slot, count), w) : multiply_add(out, slots(slot, count), w);
+      multiply<T>({data<T>(dx), R, I, I}, {delta + slot * H, R, count * H, D},
+                  {read<T>(in.w_ih) + gate * H * I, count * H, I, I}, slot > 0);
     });
 
   const Tensor dw_ih = need_w ? empty<T, 2>({G * H, I}) : empty<T, 1>({0});
@@ -348,11 +351,11 @@ BackwardResult run_backward(const Inputs<Cell, T>& in, const MaybeTensor& dy, co
   const Tensor db_hh = biased ? empty<T, 1>({G * H}) : empty<T, 1>({0});
   if (!need_w) return {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh};
 
-  const Tensor x = matrix(read<T>(in.x), R, I, I);
   input_gate_runs<Cell>([&](int slot, int gate, int count) {
-    multiply(matrix(data<T>(dw_ih) + gate * H * I, count * H, I, I), matrix(delta + slot * H, count * H, R, 1, D), x);
+    multiply<T>({data<T>(dw_ih) + gate * H * I, count * H, I, I}, {delta + slot * H, count * H, R, 1, D},
+                {read<T>(in.x), R, I, I});
   });
-  recurrent_weight_gradient(in, y, delta, dw_hh);
+  recurrent_weight_gradient<Cell, T>(in, y, delta, {data<T>(dw_hh), G * H, H, H});
   if (biased) {
     const Tensor sums = empty<T, 1>({D});
     k.column_sums(delta, R, D, data<T>(sums), runner);

@@ -1,6 +1,7 @@
 // The table of one instruction set. Included by the isa_*.cpp files alone, which differ in the flags that compile them.
 #pragma once
 #include "loop.h"
+#include "product.h"
 
 namespace fusedrnn {
 namespace {
@@ -58,7 +59,8 @@ static void run_activations(const T* x, T* sigmoids, T* tanhs, int64_t n) {
 
 template <class T>
 constexpr Kernels<T> kKernels = {forward_workspace<T>, backward_workspace<T>, run_forward<T>,
-                                 run_backward<T>,      column_sums<T>,        run_activations<T>};
+                                 run_backward<T>,      product_workspace<T>,  product<T>,
+                                 column_sums<T>,       run_activations<T>};
 
 }  // namespace
 }  // namespace fusedrnn

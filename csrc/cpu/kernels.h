@@ -52,12 +52,28 @@ struct Backward {
   T* workspace;
 };
 
+// c[M, N] = a b, or c += a b with add. Of each factor's strides one is 1.
+template <class T>
+struct Gemm {
+  int64_t M, N, K;
+  const T* a;
+  int64_t a_row, a_k;  // strides of a[M, K]
+  const T* b;
+  int64_t b_k, b_n;  // strides of b[K, N]
+  T* c;
+  int64_t ldc;
+  bool add;
+  T* workspace;  // product_workspace() values, aligned to 64 bytes
+};
+
 template <class T>
 struct Kernels {
   int64_t (*forward_workspace)(CellKind, int64_t B, int64_t H);
   int64_t (*backward_workspace)(CellKind, int64_t B, int64_t H);
   void (*forward)(CellKind, const Forward<T>&, const Runner&);
   void (*backward)(CellKind, const Backward<T>&, const Runner&);
+  int64_t (*product_workspace)(const Gemm<T>&, int threads);
+  void (*product)(const Gemm<T>&, const Runner&);
   // out[n] = sum of a[rows, n] over the rows, added in blocks so that the rounding error grows slowly.
   void (*column_sums)(const T* a, int64_t rows, int64_t n, T* out, const Runner&);
   // Packs of sigmoid and tanh over n values each: what the tests of their accuracy call.

@@ -83,21 +83,6 @@ static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner&
   }
 }
 
-// f(tile) for every panel.
-template <class F>
-static void for_each_panel(int64_t tiles, bool parallel, const Runner& runner, const F& f) {
-  if (!parallel) {
-    for (int64_t t = 0; t < tiles; ++t) f(t);
-    return;
-  }
-  runner.run(
-      tiles,
-      [](void* p, int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) (*static_cast<const F*>(p))(t);
-      },
-      const_cast<F*>(&f));
-}
-
 // Copies the part of a [B, H] state that belongs to a share, into a padded buffer or out of it. Null reads as zero, and
 // so does the padding, where garbage could be subnormal and slow.
 template <class T>
@@ -131,7 +116,7 @@ static void forward(const Forward<T>& a, const Runner& runner) {
   const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
   if (a.first == 0)
     for_each_panel(tiles, weight_bytes > (64 << 10), runner, [&](int64_t t) {
-      pack_rows(a.w_hh, G, H, H, t, ws.weights + t * H * G * L);
+      pack_rows(a.w_hh, G, H, H, H, t, ws.weights + t * H * G * L);
       pack_bias(a.b_ih, G, H, t, ws.bias_x);
       pack_bias(a.b_hh, G, H, t, ws.bias_r);
     });
@@ -209,7 +194,7 @@ static void backward(const Backward<T>& a, const Runner& runner) {
   const BackwardLayout<Cell, T> ws(a.workspace, B, H);
   const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
   for_each_panel(tiles, weight_bytes > (64 << 10), runner,
-                 [&](int64_t t) { pack_columns(a.w_hh, H, K, t, ws.weights + t * K * L); });
+                 [&](int64_t t) { pack_columns(a.w_hh, H, H, K, t, ws.weights + t * K * L); });
   const Plan plan = make_plan(B, seq.T, H, tiles, G, weight_bytes, runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
     copy_state(a.dh_n, H, ws.direct, Hp, H, s);

@@ -1,5 +1,6 @@
 // Weights in PyTorch's layout to panels (tile.h). Runs once per call, so its cost counts at short sequences.
 #pragma once
+#include "kernels.h"
 #include "simd.h"
 #include "tile.h"
 
@@ -51,16 +52,16 @@ FUSEDRNN_INLINE Vec<T> load_up_to(const T* p, int64_t n) {
   return n >= kLanes<T> ? load(p) : n > 0 ? load_first(p, int(n)) : Vec<T>{};
 }
 
-// Panel `tile` of w[G * H][K] for x w^T: panel[k][g][lane] = w[g * H + unit][k].
+// Panel `tile` of w[G * H][K], rows ldw apart, for x w^T: panel[k][g][lane] = w[g * H + unit][k].
 template <class T>
-static void pack_rows(const T* w, int64_t G, int64_t H, int64_t K, int64_t tile, T* panel) {
+static void pack_rows(const T* w, int64_t G, int64_t H, int64_t ldw, int64_t K, int64_t tile, T* panel) {
   constexpr int L = kLanes<T>;
   const int64_t unit = tile * L, valid = H - unit;
   for (int64_t g = 0; g < G; ++g)
     for (int64_t k = 0; k < K; k += L) {
       Vec<T> m[L];
-      const T* from = w + (g * H + unit) * K + k;
-      FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_up_to(from + i * K, K - k) : Vec<T>{};
+      const T* from = w + (g * H + unit) * ldw + k;
+      FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_up_to(from + i * ldw, K - k) : Vec<T>{};
       transpose<T>(m);
       T* to = panel + (k * G + g) * L;
       if (K - k >= L) {
@@ -71,12 +72,12 @@ static void pack_rows(const T* w, int64_t G, int64_t H, int64_t K, int64_t tile,
     }
 }
 
-// Panel `tile` of w[K][H] for x w: panel[k][lane] = w[k][unit].
+// Panel `tile` of w[K][H], rows ldw apart, for x w: panel[k][lane] = w[k][unit].
 template <class T>
-static void pack_columns(const T* w, int64_t H, int64_t K, int64_t tile, T* panel) {
+static void pack_columns(const T* w, int64_t ldw, int64_t H, int64_t K, int64_t tile, T* panel) {
   constexpr int L = kLanes<T>;
   const int64_t unit = tile * L;
-  for (int64_t k = 0; k < K; ++k) store(panel + k * L, load_up_to(w + k * H + unit, H - unit));
+  for (int64_t k = 0; k < K; ++k) store(panel + k * L, load_up_to(w + k * ldw + unit, H - unit));
 }
 
 // bias[G * H], or null for zeros, as [tile][g][lane].
@@ -86,6 +87,21 @@ static void pack_bias(const T* bias, int64_t G, int64_t H, int64_t tile, T* pack
   const int64_t unit = tile * L;
   for (int64_t g = 0; g < G; ++g)
     store(packed + (tile * G + g) * L, bias ? load_up_to(bias + g * H + unit, H - unit) : Vec<T>{});
+}
+
+// f(tile) for every panel.
+template <class F>
+static void for_each_panel(int64_t tiles, bool parallel, const cpu::Runner& runner, const F& f) {
+  if (!parallel) {
+    for (int64_t t = 0; t < tiles; ++t) f(t);
+    return;
+  }
+  runner.run(
+      tiles,
+      [](void* p, int64_t begin, int64_t end) {
+        for (int64_t t = begin; t < end; ++t) (*static_cast<const F*>(p))(t);
+      },
+      const_cast<F*>(&f));
 }
 
 }  // namespace

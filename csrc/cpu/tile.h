@@ -27,18 +27,20 @@ constexpr int tile_rows(int vectors) {
 
 template <class T>
 struct Product {
-  const T* a;  // rows of the left factor
-  int64_t lda;
+  const T* a;        // rows of the left factor
+  int64_t lda;       // from row to row
   const T* weights;  // panels of G * kLanes * K
   int64_t K;
   const T* bias;  // panels of G * kLanes that the accumulators start from, or null for 0
 };
 
 // out[R][U][G][kLanes] = bias + a[R][K] * weights. `ahead` walks through the next panel while this one is used.
-template <class T, int R, int U, int G>
+// Transposed: a is a panel a[K][kLanes], and its rows are columns of that.
+template <class T, int R, int U, int G, bool Transposed>
 __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t panel, int64_t K,
                                                     const T* bias, T* out, const char* ahead, int64_t ahead_step) {
   constexpr int L = kLanes<T>, N = U * G;
+  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * L + r] : a[r * lda + k]; };
   Vec<T> acc[R][N];
   FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = bias ? load(bias + n * L) : Vec<T>{};
 #if !defined(__clang__)
@@ -49,12 +51,12 @@ __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, con
       Vec<T> b[N];
       FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) b[u * G + g] = load(w + u * panel + g * L);
       FUSEDRNN_EACH(r, R) {
-        const Vec<T> av = broadcast(a[r * lda + k]);
+        const Vec<T> av = broadcast(at(r, k));
         FUSEDRNN_EACH(n, N) acc[r][n] += av * b[n];
       }
     } else {  // too few registers for all weights: hold the rows instead
       Vec<T> av[R];
-      FUSEDRNN_EACH(r, R) av[r] = broadcast(a[r * lda + k]);
+      FUSEDRNN_EACH(r, R) av[r] = broadcast(at(r, k));
       FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) {
         const Vec<T> b = load(w + u * panel + g * L);
         FUSEDRNN_EACH(r, R) acc[r][u * G + g] += av[r] * b;
@@ -79,7 +81,7 @@ FUSEDRNN_INLINE void with_rows(int rows, const F& f) {
 
 // All rows r0..r1 of U panels from `tile` on. Rows are cut into blocks of nearly equal height, since a block of one
 // row costs as much time as one of three.
-template <class T, int U, int G, class Epilogue>
+template <class T, int U, int G, bool Transposed, class Epilogue>
 FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, int64_t r0, int64_t r1, int64_t tile, bool last,
                                 const Epilogue& epilogue) {
   constexpr int N = U * G, Rmax = tile_rows(N), L = kLanes<T>;
@@ -96,7 +98,7 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, int64_t r0, int64_t r1, int
     epilogue.touch(r, R, tile);
     with_rows<Rmax>(R, [&](auto n) {
       constexpr int height = decltype(n)::value;
-      multiply_tile<T, height, U, G>(p.a + r * p.lda, p.lda, w, panel, p.K, bias, out, ahead, ahead_step);
+      multiply_tile<T, height, U, G, Transposed>(p.a + r * p.lda, p.lda, w, panel, p.K, bias, out, ahead, ahead_step);
       for (int u = 0; u < U; ++u) epilogue.template apply<height, N>(r, tile + u, out + u * G * L);
     });
     ahead += ahead_step * p.K;
@@ -105,7 +107,7 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, int64_t r0, int64_t r1, int
 }
 
 // epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Few rows leave registers free: then more panels at once.
-template <class T, int G, class Epilogue>
+template <class T, int G, bool Transposed = false, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
   constexpr int wide = kRegisters == 32 ? 8 / G : 4 / G,
                 normal = kRegisters == 32 ? (G == 1 ? 4 : 1) : (G == 1 ? 2 : 1);
@@ -113,12 +115,12 @@ static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64
   int64_t t = t0;
   if constexpr (wide > normal)
     if (r1 - r0 <= 2)
-      for (; t + wide <= t1; t += wide) sweep_rows<T, wide, G>(p, r0, r1, t, t + wide >= t1, epilogue);
-  for (; t + normal <= t1; t += normal) sweep_rows<T, normal, G>(p, r0, r1, t, t + normal >= t1, epilogue);
+      for (; t + wide <= t1; t += wide) sweep_rows<T, wide, G, Transposed>(p, r0, r1, t, t + wide >= t1, epilogue);
+  for (; t + normal <= t1; t += normal) sweep_rows<T, normal, G, Transposed>(p, r0, r1, t, t + normal >= t1, epilogue);
   if constexpr (normal > 2)
-    for (; t + 2 <= t1; t += 2) sweep_rows<T, 2, G>(p, r0, r1, t, t + 2 >= t1, epilogue);
+    for (; t + 2 <= t1; t += 2) sweep_rows<T, 2, G, Transposed>(p, r0, r1, t, t + 2 >= t1, epilogue);
   if constexpr (normal > 1)
-    for (; t < t1; ++t) sweep_rows<T, 1, G>(p, r0, r1, t, t + 1 >= t1, epilogue);
+    for (; t < t1; ++t) sweep_rows<T, 1, G, Transposed>(p, r0, r1, t, t + 1 >= t1, epilogue);
 }
 
 }  // namespace
