@@ -50,8 +50,8 @@ def lstm(
         RuntimeError: for shapes, dtypes or devices that do not fit each other, and for T = 0.
         NotImplementedError: for tensors of other dtypes, on other devices, or under autocast.
     """
-    if hx is not None and len(hx) != 2:
-        raise RuntimeError(f"lstm expects two hidden states, got {len(hx)}")
+    if hx is not None:
+        _check_pair("lstm", hx)
     y, states = _network(
         "lstm", input, None if hx is None else tuple(hx), weights, num_layers, bidirectional, batch_first,
         dropout if training else 0.0,
@@ -117,8 +117,7 @@ def lstm_cell(
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
     """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``; returns ``(h', c')``; errors as torch's."""
-    if len(hx) != 2:
-        raise RuntimeError(f"lstm_cell expects two hidden states, got {len(hx)}")
+    _check_pair("lstm_cell", hx)
     h, c = _cell("lstm", input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
     return h, c
 
@@ -142,6 +141,13 @@ def rnn_relu_cell(
 ) -> Tensor:
     """One Elman step with max(., 0). input ``[B, I]``, hx ``[B, H]``; returns h'. Errors as torch.rnn_relu_cell."""
     return _cell("rnn_relu", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+
+
+def _check_pair(name: str, hx: Sequence[Tensor]) -> None:
+    if isinstance(hx, Tensor):
+        raise TypeError(f"{name} expects two hidden states, a pair of tensors, got one tensor")
+    if len(hx) != 2:
+        raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
 
 
 def _layer(
@@ -239,6 +245,8 @@ def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]
     if x.shape[1] != w_ih.shape[1]:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {w_ih.shape[1]}")
     for i, s in enumerate(states):
+        if s.dim() != 2:
+            raise RuntimeError(f"Expected 2D hidden{i} (batch x hidden_size), but got {s.dim()}D tensor")
         if s.shape[0] != x.shape[0]:
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
         if s.shape[1] != w_hh.shape[1]:

@@ -19,7 +19,7 @@ static inline void relax(int64_t& spins) {
   __asm__ __volatile__("yield");
 #endif
   // With more threads than cores the one waited for may not be running: let it.
-  if (++spins % 4096 == 0) sched_yield();
+  if (++spins % 256 == 0) sched_yield();
 }
 
 class Team {

@@ -35,6 +35,19 @@ class _Layers(nn.RNNBase):
             w if (w := parameters.get(name)) is not None else getattr(self, name) for name in self._flat_weights_names
         ]
 
+    def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
+        # The base class looks at a list of weights that functional_call does not replace.
+        dtype = self._weights()[0].dtype
+        if input.dtype != dtype:
+            raise ValueError(
+                f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
+                f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
+            )
+        if input.size(-1) != self.input_size:
+            raise RuntimeError(
+                f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
+            )
+
     def _is_batched(self, input: Tensor) -> bool:
         if isinstance(input, PackedSequence):
             raise NotImplementedError(
