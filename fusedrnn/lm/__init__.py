@@ -1,0 +1,42 @@
+"""Language models on recurrent layers: data, models, regularization, training, generation, recipes, a command line.
+
+Training and the command line use the libraries of the extra ``[lm]``; the rest needs torch alone.
+"""
+
+from __future__ import annotations
+
+from .data import Batch, Corpus, Vocabulary, cut_sequences, group_chunks, human_numbers, make_corpus
+from .errors import DivergedError, LanguageModelError, RunFolderError, UnknownTokenError
+from .generation import generate
+from .model import LanguageModel, Output
+from .recipes import RECIPES, Recipe
+from .regularization import activation_regularization, temporal_activation_regularization
+from .run_folder import Checkpoint, RunFolder
+from .training import EpochMetrics, Summary, Trainer, train
+
+__all__ = [
+    "RECIPES",
+    "Batch",
+    "Checkpoint",
+    "Corpus",
+    "DivergedError",
+    "EpochMetrics",
+    "LanguageModel",
+    "LanguageModelError",
+    "Output",
+    "Recipe",
+    "RunFolder",
+    "RunFolderError",
+    "Summary",
+    "Trainer",
+    "UnknownTokenError",
+    "Vocabulary",
+    "activation_regularization",
+    "cut_sequences",
+    "generate",
+    "group_chunks",
+    "human_numbers",
+    "make_corpus",
+    "temporal_activation_regularization",
+    "train",
+]

@@ -1,0 +1,19 @@
+"""What can go wrong through no fault of the program. Each message is one sentence that says what to do."""
+
+from __future__ import annotations
+
+
+class LanguageModelError(Exception):
+    """The base of the package's own errors; the command line prints one without a traceback."""
+
+
+class UnknownTokenError(LanguageModelError, ValueError):
+    """A text holds tokens that the vocabulary lacks."""
+
+
+class RunFolderError(LanguageModelError):
+    """A run folder cannot be written, or what is in it cannot be read."""
+
+
+class DivergedError(LanguageModelError, ArithmeticError):
+    """The loss is no longer a finite number."""

@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+import dataclasses
+import io
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from fusedrnn.lm import RECIPES, Corpus, DivergedError, Recipe, Trainer, train
+from fusedrnn.lm.training import one_cycle
+
+
+def trainer(recipe: Recipe, corpus: Corpus, *, backend="fused", seed: int = 0) -> Trainer:
+    torch.manual_seed(seed)
+    return Trainer(recipe.make_model(len(corpus.vocabulary), backend).double(), corpus, recipe)
+
+
+@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh", "rnn_relu"])
+def test_three_backends_train_alike_with_dropout(cell, small_recipe: Recipe, small_corpus: Corpus) -> None:
+    recipe = dataclasses.replace(small_recipe, cell=cell)
+    assert recipe.dropout == 0.5
+    losses = {}
+    for backend in ("fused", "nn", "reference"):
+        run = trainer(recipe, small_corpus, backend=backend)
+        losses[backend] = [run.step(*batch) for batch in small_corpus.train[:6]]
+    assert losses["fused"] == pytest.approx(losses["nn"], rel=1e-10)
+    assert losses["reference"] == pytest.approx(losses["nn"], rel=1e-10)
+    assert len(set(losses["nn"])) == 6
+
+
+def test_the_same_seed_gives_the_same_metrics_and_another_one_does_not(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    def history(seed: int) -> list[tuple[float, ...]]:
+        epochs = trainer(small_recipe, small_corpus, seed=seed).epochs()
+        return [(m.train_loss, m.valid_loss, m.accuracy) for m in epochs]
+
+    first = history(seed=5)
+    assert len(first) == small_recipe.epochs
+    assert history(seed=5) == first
+    assert history(seed=6) != first
+
+
+def test_training_learns(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    targets = torch.cat([targets.flatten() for _, targets in small_corpus.train])
+    unigram = torch.distributions.Categorical(targets.bincount().double()).entropy().item()
+    *_, last = trainer(dataclasses.replace(small_recipe, epochs=20, dropout=0.1), small_corpus).epochs()
+    assert last.train_loss < unigram / 2
+
+
+def test_objective_is_cross_entropy_plus_both_penalties(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    run = trainer(dataclasses.replace(small_recipe, dropout=0.0, ar=0.7, tar=0.3), small_corpus)
+    inputs, targets = small_corpus.train[0]
+    output, _ = run.model.run(inputs)
+    h = output.raw
+    cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+    objective = cross_entropy + 0.7 * (h**2).mean() + 0.3 * ((h[:, 1:] - h[:, :-1]) ** 2).mean()
+    expected = torch.autograd.grad(objective, list(run.model.parameters()))
+    assert run.step(inputs, targets) == pytest.approx(cross_entropy.item(), rel=1e-12)
+    for parameter, gradient in zip(run.model.parameters(), expected, strict=True):
+        torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_state_is_carried_from_step_to_step_without_its_gradient(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    run = trainer(dataclasses.replace(small_recipe, dropout=0.0), small_corpus)
+    run.step(*small_corpus.train[0])
+    state = run.model.state
+    assert state is not None
+    assert not any(s.requires_grad for s in state)
+    inputs, targets = small_corpus.train[1]
+    output, _ = run.model.run(inputs, state)
+    expected = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten()).item()
+    assert run.step(inputs, targets) == expected
+
+
+def test_an_epoch_and_a_validation_start_from_a_zero_state(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    dirty, clean = (trainer(small_recipe, small_corpus) for _ in range(2))
+    assert clean.validate() == dirty.validate()
+    for method in ("train_epoch", "validate"):
+        dirty.model.state = (torch.full((2, 4, 24), 0.9, dtype=torch.float64),)
+        torch.manual_seed(1)
+        got = getattr(dirty, method)()
+        torch.manual_seed(1)
+        assert got == getattr(clean, method)()
+
+
+def test_validation_changes_neither_parameters_nor_mode_nor_generator(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    run = trainer(small_recipe, small_corpus)
+    before = {name: p.detach().clone() for name, p in run.model.named_parameters()}
+    generator = torch.get_rng_state()
+    assert run.validate() == run.validate()
+    assert run.model.training
+    assert torch.equal(torch.get_rng_state(), generator)
+    assert all(torch.equal(p, before[name]) for name, p in run.model.named_parameters())
+
+
+def test_validation_weighs_every_token_alike(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    run = trainer(small_recipe, small_corpus)
+    inputs, targets = (torch.cat(tensors, 1) for tensors in zip(*small_corpus.valid, strict=True))
+    logits = run.model.eval().run(inputs)[0].logits
+    loss, accuracy = run.validate()
+    assert loss == pytest.approx(F.cross_entropy(logits.flatten(0, 1), targets.flatten()).item(), rel=1e-12)
+    assert accuracy == pytest.approx((logits.argmax(-1) == targets).double().mean().item(), rel=1e-12)
+
+
+def test_one_cycle_rises_to_the_peak_and_falls_to_the_end(small_recipe: Recipe) -> None:
+    recipe = dataclasses.replace(small_recipe, learning_rate=0.5, pct_start=0.25, momentum=(0.9, 0.8))
+    optimizer = torch.optim.AdamW([nn.Parameter(torch.zeros(1))], betas=(0.9, 0.99))
+    schedule = one_cycle(optimizer, recipe, steps=100)
+    rates, momenta = [], []
+    for _ in range(100):
+        rates.append(optimizer.param_groups[0]["lr"])
+        momenta.append(optimizer.param_groups[0]["betas"][0])
+        optimizer.step()
+        schedule.step()
+    peak = rates.index(max(rates))
+    assert (rates[0], rates[24], rates[-1]) == pytest.approx((0.5 / 25, 0.5, 0.5 / 1e5))
+    assert peak == 24
+    assert rates == sorted(rates[:peak]) + sorted(rates[peak:], reverse=True)
+    assert (momenta[0], momenta[24], momenta[-1]) == pytest.approx((0.9, 0.8, 0.9))
+
+
+@pytest.mark.parametrize("clip", [None, 1e-3])
+def test_the_gradient_is_clipped_where_the_recipe_says_so(
+    clip: float | None, small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    run = trainer(dataclasses.replace(small_recipe, clip=clip), small_corpus)
+    run.step(*small_corpus.train[0])
+    norm = nn.utils.get_total_norm([p.grad for p in run.model.parameters() if p.grad is not None]).item()
+    assert norm == pytest.approx(clip, rel=1e-2) if clip else norm > 0.1
+
+
+def test_a_loss_that_is_not_finite_stops_before_the_parameters_change(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    run = trainer(small_recipe, small_corpus)
+    run.step(*small_corpus.train[0])
+    with torch.no_grad():
+        run.model.decoder.bias[0] = float("nan")
+    before = run.model.rnn.weight_hh_l0.detach().clone()
+    with pytest.raises(DivergedError, match="training loss at step 2 is nan"):
+        run.step(*small_corpus.train[1])
+    with pytest.raises(DivergedError, match="validation loss after step 1 is nan"):
+        run.validate()
+    assert torch.equal(run.model.rnn.weight_hh_l0, before)
+
+
+def test_a_run_that_diverges_keeps_its_last_good_epoch(
+    small_recipe: Recipe, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    step = Trainer.step
+
+    def diverge(self: Trainer, *batch: torch.Tensor) -> float:
+        if self.steps == 60:
+            with torch.no_grad():
+                self.model.decoder.bias[0] = float("inf")
+        return step(self, *batch)
+
+    monkeypatch.setattr(Trainer, "step", diverge)
+    with pytest.raises(DivergedError, match="at step 61"):
+        train(small_recipe, tmp_path / "run")
+    assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
+class Terminal(io.StringIO):
+    def isatty(self) -> bool:
+        return True
+
+
+@pytest.mark.parametrize(
+    ("stream", "quiet", "shown"), [(Terminal, False, True), (Terminal, True, False), (io.StringIO, False, False)]
+)
+def test_progress_is_shown_on_a_terminal_unless_quiet(
+    stream: type[io.StringIO],
+    quiet: bool,
+    shown: bool,
+    small_recipe: Recipe,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    output = stream()
+    monkeypatch.setattr("sys.stderr", output)
+    train(dataclasses.replace(small_recipe, num_layers=1), tmp_path / "run", quiet=quiet)
+    expected = ("hn-gru: 100%", "loss ", "accuracy 0.", "token/s")
+    assert all(text in output.getvalue() for text in expected) if shown else output.getvalue() == ""
+
+
+def test_recipes_are_listed_under_their_own_names() -> None:
+    assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
+    assert "hn-gru" in RECIPES
