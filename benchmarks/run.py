@@ -130,6 +130,13 @@ def summary(results: list[Result]) -> list[str]:
     return lines
 
 
+def processor() -> str:
+    cpuinfo = Path("/proc/cpuinfo")
+    lines = cpuinfo.read_text(encoding="utf-8").splitlines() if cpuinfo.exists() else []
+    names = [line.partition(":")[2].strip() for line in lines if line.startswith("model name")]
+    return names[0] if names else platform.machine()
+
+
 def parse_shape(text: str) -> tuple[int, int, int, int]:
     sizes = tuple(int(n) for n in text.split(","))
     if len(sizes) != 4 or min(sizes) < 1:
@@ -159,7 +166,7 @@ def main() -> None:
                     flush=True,
                 )
     print("\n".join(summary(results)))
-    machine = {**asdict(info()), "processor": platform.processor(), "threads": args.threads}
+    machine = {**asdict(info()), "processor": processor(), "threads": args.threads}
     rows = [{**asdict(r), "ratio": r.ratio} for r in results]
     args.json.write_text(json.dumps({"machine": machine, "results": rows}, indent=1) + "\n", encoding="utf-8")
     print(f"\nwritten to {args.json}")

@@ -24,8 +24,9 @@ using torch::headeronly::ScalarType;
 using torch::stable::Tensor;
 using MaybeTensor = std::optional<Tensor>;
 
-// Input projections are made for this many bytes of steps at a time, so that the time loop finds them in the cache.
-constexpr int64_t kChunkBytes = 1 << 20;
+// Input projections are made for this many bytes of steps at a time, so that the time loop finds them in the cache, but
+// for no fewer rows than repay packing w_ih.
+constexpr int64_t kChunkBytes = 1 << 20, kChunkRows = 256;
 
 template <class Cell>
 constexpr cpu::CellKind kKind = cpu::kCells;
@@ -50,6 +51,15 @@ const cpu::Kernels<T>& kernels() {
 
 template <class T>
 constexpr ScalarType kScalar = sizeof(T) == 4 ? ScalarType::Float : ScalarType::Double;
+
+// f(T(0)) with the type of t's elements.
+template <class F>
+auto with_dtype(const Tensor& t, const F& f) {
+  const ScalarType dtype = t.scalar_type();
+  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
+                  "fusedrnn: expected x of dtype float32 or float64, got ", torch::headeronly::toString(dtype));
+  return dtype == ScalarType::Float ? f(0.0f) : f(0.0);
+}
 
 template <class T>
 int32_t dtype_code() {
@@ -209,7 +219,8 @@ struct Projection {
     const int64_t columns = Cell::kGates * in.H;
     const int64_t step_bytes = std::max<int64_t>(1, s.B * columns * int64_t(sizeof(T)));
     // The rows of some steps are neighbours only when time comes first.
-    const int64_t fitting = std::max<int64_t>(1, kChunkBytes * threads / step_bytes);
+    const int64_t least = (kChunkRows + s.B) / std::max<int64_t>(1, s.B);
+    const int64_t fitting = std::max(least, kChunkBytes * threads / step_bytes);
     const int64_t chunks = s.batch_first ? 1 : std::max<int64_t>(1, (s.T + fitting - 1) / fitting);
     steps = (s.T + chunks - 1) / chunks;
     if (Cell::kGates == 1) {
@@ -259,14 +270,10 @@ ForwardResult run_forward(const Inputs<Cell, T>& in, bool save) {
 template <class Cell>
 ForwardResult forward(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                       const MaybeTensor& b_ih, const MaybeTensor& b_hh, bool batch_first, bool reverse, bool save) {
-  const auto run = [&](auto zero) {
+  return with_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     return run_forward<Cell, T>(Inputs<Cell, T>(x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse), save);
-  };
-  const ScalarType dtype = x.scalar_type();
-  STD_TORCH_CHECK(dtype == ScalarType::Float || dtype == ScalarType::Double,
-                  "fusedrnn: expected x of dtype float32 or float64, got ", torch::headeronly::toString(dtype));
-  return dtype == ScalarType::Float ? run(0.0f) : run(0.0);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -316,53 +323,65 @@ void input_gate_runs(const F& f) {
   }
 }
 
+// dx = delta w_ih, where delta's slots are the gates in an order of their own.
+template <class Cell, class T>
+void input_gradient(const Inputs<Cell, T>& in, const T* delta, const Tensor& dx) {
+  const int64_t H = in.H, I = in.I, D = Cell::kDeltas * H, R = in.sequence.rows();
+  input_gate_runs<Cell>([&](int slot, int gate, int count) {
+    multiply<T>({data<T>(dx), R, I, I}, {delta + slot * H, R, count * H, D},
+                {read<T>(in.w_ih) + gate * H * I, count * H, I, I}, slot > 0);
+  });
+}
+
+template <class Cell, class T>
+void weight_gradients(const Inputs<Cell, T>& in, const Tensor& y, T* delta, const Tensor& dw_ih, const Tensor& dw_hh) {
+  const int64_t H = in.H, I = in.I, D = Cell::kDeltas * H, R = in.sequence.rows();
+  input_gate_runs<Cell>([&](int slot, int gate, int count) {
+    multiply<T>({data<T>(dw_ih) + gate * H * I, count * H, I, I}, {delta + slot * H, count * H, R, 1, D},
+                {read<T>(in.x), R, I, I});
+  });
+  recurrent_weight_gradient<Cell, T>(in, y, delta, {data<T>(dw_hh), Cell::kGates * H, H, H});
+}
+
+// Either may be of no elements: not asked for.
+template <class Cell, class T>
+void bias_gradients(const Inputs<Cell, T>& in, const T* delta, const Tensor& db_ih, const Tensor& db_hh) {
+  if (db_ih.numel() == 0 && db_hh.numel() == 0) return;
+  const int64_t H = in.H, G = Cell::kGates, D = Cell::kDeltas * H;
+  const Tensor sums = empty<T, 1>({D});
+  kernels<T>().column_sums(delta, in.sequence.rows(), D, data<T>(sums), torch_threads());
+  if (db_ih.numel())
+    for (int slot = 0; slot < G; ++slot)
+      std::copy_n(read<T>(sums) + slot * H, H, data<T>(db_ih) + Cell::kInputGate[slot] * H);
+  if (db_hh.numel()) std::copy_n(read<T>(sums) + Cell::kRecurrentDelta * H, G * H, data<T>(db_hh));
+}
+
 template <class Cell, class T>
 BackwardResult run_backward(const Inputs<Cell, T>& in, const MaybeTensor& dy, const MaybeTensor& dh_n,
                             const MaybeTensor& dc_n, const Tensor& y, const Tensor& saved, const Tensor& c, bool need_x,
                             bool need_w) {
   const Sequence& s = in.sequence;
-  const int64_t H = in.H, I = in.I, G = Cell::kGates, D = Cell::kDeltas * H, R = s.rows();
+  const int64_t H = in.H, G = Cell::kGates;
   const cpu::Kernels<T>& k = kernels<T>();
-  const cpu::Runner runner = torch_threads();
-  const Tensor delta_tensor = empty<T, 2>({R, D});
+  const Tensor delta = empty<T, 2>({s.rows(), Cell::kDeltas * H});
   const Tensor workspace = empty<T, 1>({k.backward_workspace(kKind<Cell>, s.B, H)});
-  const Tensor none = empty<T, 1>({0});
   const Tensor dh0 = empty<T, 2>({s.B, H}), dc0 = Cell::kHasCellState ? empty<T, 2>({s.B, H}) : empty<T, 1>({0});
-  T* delta = data<T>(delta_tensor);
 
   cpu::Backward<T> a{};
   a.sequence = s, a.H = H, a.saved = read<T>(saved), a.ld_saved = Cell::kSaved * H;
   a.y = read<T>(y), a.c = read<T>(c), a.h0 = read<T>(in.h0), a.c0 = read<T>(in.c0), a.w_hh = read<T>(in.w_hh);
   a.dy = read<T>(dy), a.dh_n = read<T>(dh_n), a.dc_n = read<T>(dc_n);
-  a.delta = delta, a.dh0 = data<T>(dh0), a.dc0 = data<T>(dc0), a.workspace = data<T>(workspace);
-  k.backward(kKind<Cell>, a, runner);
+  a.delta = data<T>(delta), a.dh0 = data<T>(dh0), a.dc0 = data<T>(dc0), a.workspace = data<T>(workspace);
+  k.backward(kKind<Cell>, a, torch_threads());
 
-  const Tensor dx = need_x ? per_row<T>(s, I) : empty<T, 1>({0});
-  if (need_x)
-    input_gate_runs<Cell>([&](int slot, int gate, int count) {
-      multiply<T>({data<T>(dx), R, I, I}, {delta + slot * H, R, count * H, D},
-                  {read<T>(in.w_ih) + gate * H * I, count * H, I, I}, slot > 0);
-    });
-
-  const Tensor dw_ih = need_w ? empty<T, 2>({G * H, I}) : empty<T, 1>({0});
+  const auto vector = [&](bool wanted) { return empty<T, 1>({wanted ? G * H : 0}); };
+  const Tensor dx = need_x ? per_row<T>(s, in.I) : empty<T, 1>({0});
+  const Tensor dw_ih = need_w ? empty<T, 2>({G * H, in.I}) : empty<T, 1>({0});
   const Tensor dw_hh = need_w ? empty<T, 2>({G * H, H}) : empty<T, 1>({0});
-  const bool biased = need_w && in.b_ih.has_value();
-  const Tensor db_ih = biased ? empty<T, 1>({G * H}) : empty<T, 1>({0});
-  const Tensor db_hh = biased ? empty<T, 1>({G * H}) : empty<T, 1>({0});
-  if (!need_w) return {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh};
-
-  input_gate_runs<Cell>([&](int slot, int gate, int count) {
-    multiply<T>({data<T>(dw_ih) + gate * H * I, count * H, I, I}, {delta + slot * H, count * H, R, 1, D},
-                {read<T>(in.x), R, I, I});
-  });
-  recurrent_weight_gradient<Cell, T>(in, y, delta, {data<T>(dw_hh), G * H, H, H});
-  if (biased) {
-    const Tensor sums = empty<T, 1>({D});
-    k.column_sums(delta, R, D, data<T>(sums), runner);
-    for (int slot = 0; slot < G; ++slot)
-      std::copy_n(read<T>(sums) + slot * H, H, data<T>(db_ih) + Cell::kInputGate[slot] * H);
-    std::copy_n(read<T>(sums) + Cell::kRecurrentDelta * H, G * H, data<T>(db_hh));
-  }
+  const Tensor db_ih = vector(need_w && in.b_ih), db_hh = vector(need_w && in.b_hh);
+  if (need_x) input_gradient<Cell, T>(in, a.delta, dx);
+  if (need_w) weight_gradients<Cell, T>(in, y, a.delta, dw_ih, dw_hh);
+  bias_gradients<Cell, T>(in, a.delta, db_ih, db_hh);
   return {dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh};
 }
 
@@ -371,7 +390,7 @@ BackwardResult backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const Ma
                         const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                         const MaybeTensor& b_ih, const MaybeTensor& b_hh, const Tensor& y, const Tensor& saved,
                         const Tensor& c, bool batch_first, bool reverse, bool need_x, bool need_w) {
-  const auto run = [&](auto zero) {
+  return with_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const Inputs<Cell, T> in(x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse);
     const Sequence& s = in.sequence;
@@ -384,8 +403,7 @@ BackwardResult backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const Ma
     if (Cell::kHasCellState) check("c (was forward run with save?)", c, {outer, inner, H}, kScalar<T>);
     return run_backward<Cell, T>(in, dense(dy), dense(dh_n), dense(dc_n), dense(y), dense(saved), dense(c), need_x,
                                  need_w);
-  };
-  return x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
+  });
 }
 
 // ---------------------------------------------------------------------------------------------- others
@@ -399,15 +417,14 @@ std::string cpu_isa() {
 
 std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
   const Tensor x = dense(x_);
-  const auto run = [&](auto zero) {
+  STD_TORCH_CHECK(x.dim() == 1, "fusedrnn: expected x of 1 dimension, got ", shape_of(x));
+  return with_dtype(x, [&](auto zero) {
     using T = decltype(zero);
     const int64_t n = x.numel();
     const Tensor s = empty<T, 1>({n}), t = empty<T, 1>({n});
     kernels<T>().activations(read<T>(x), data<T>(s), data<T>(t), n);
     return std::tuple<Tensor, Tensor>(s, t);
-  };
-  STD_TORCH_CHECK(x.dim() == 1, "fusedrnn: expected x of 1 dimension, got ", shape_of(x));
-  return x.scalar_type() == ScalarType::Float ? run(0.0f) : run(0.0);
+  });
 }
 
 }  // namespace

@@ -1,8 +1,11 @@
 """Gradients of the operators.
 
 The backward formula is written once. It is registered on the operators, for torch.compile and torch.export, and used by
-the autograd Functions, which eager code calls because they also carry vmap and jvp. First derivatives always run the
-fused backward operator; the derivative of that operator, and jvp, go through ``reference``.
+the autograd Functions, which eager code calls because they also work under torch.func's transforms. First derivatives
+always run the fused backward operator; the derivative of that operator goes through ``reference``.
+
+Forward mode is not here: torch takes what a Function's jvp returns for a constant, so that a derivative of it would be
+silently wrong. ``functional`` runs ``reference`` instead wherever forward mode is active.
 
 Backpropagation through time: Werbos, "Backpropagation through time: what it does and how to do it" (1990).
 """
@@ -148,8 +151,8 @@ class _BackwardFunction(torch.autograd.Function):
 class _LayerFunction(torch.autograd.Function):
     """``apply(cell, x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save)``: a forward operator, eagerly.
 
-    Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times, in reverse and forward
-    mode, and under torch.func's transforms.
+    Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times in reverse mode, and under
+    torch.func's vmap, grad and vjp.
     """
 
     generate_vmap_rule = True
@@ -163,30 +166,12 @@ class _LayerFunction(torch.autograd.Function):
         cell, *args = inputs
         ctx.cell = cell
         _setup_context(cell, ctx, args, output)
-        ctx.save_for_forward(*args[:_TENSORS])
 
     @staticmethod
     def backward(ctx, *grads):
         run = partial(_BackwardFunction.apply, ctx.cell)
         grads = _backward(ctx.cell, run, ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
         return (None, *grads, None, None, None)
-
-    @staticmethod
-    def jvp(ctx, _cell, *tangents):
-        primals = ctx.saved_tensors
-        moving = [i for i, t in enumerate(primals) if t is not None and tangents[i] is not None]
-
-        def outputs(*values: Tensor) -> tuple[Tensor, ...]:
-            full = list(primals)
-            for i, v in zip(moving, values, strict=True):
-                full[i] = v
-            return _outputs(ctx.cell, full, *ctx.layout)
-
-        # The derivative of the linear map from cotangents to gradients, since forward-mode levels do not nest.
-        ys, pull = _vjp(outputs, *(primals[i] for i in moving))
-        _, push = _vjp(pull, tuple(torch.zeros_like(y) for y in ys))
-        (moved,) = push(tuple(tangents[i] for i in moving))
-        return (*moved, *(None,) * (5 - len(moved)))
 
 
 class LSTMFunction(_LayerFunction):

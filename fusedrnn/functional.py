@@ -13,6 +13,7 @@ from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
+from . import reference
 from .autograd import FUNCTIONS
 from .ops import CELLS, FORWARD
 
@@ -159,23 +160,21 @@ def _layer(
     reverse: bool = False,
 ) -> tuple[Tensor, States]:
     """One layer in one direction: y and the final states ``[B, H]``."""
+    if forward_ad._current_level >= 0:
+        return reference.layer(cell, x, states, weights, batch_first, reverse)
     w_ih, w_hh, b_ih, b_hh = weights
     c0 = states[1] if len(states) == 2 else None
     tensors = (x, states[0], c0, w_ih, w_hh, b_ih, b_hh)
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling():
-        # Dynamo cannot trace a Function with a jvp; the operator has the same backward.
+        # The operator is one node of the graph, and has the same backward.
         out = FORWARD[cell](*tensors, batch_first, reverse, needs_grad)
-    elif needs_grad or _transformed():
+    elif needs_grad or torch._C._functorch.maybe_current_level() is not None:
+        # Inside a transform of torch.func, requires_grad does not tell.
         out = FUNCTIONS[cell].apply(cell, *tensors, batch_first, reverse, True)
     else:
         out = FORWARD[cell](*tensors, batch_first, reverse, False)
     return out[0], (out[1],) if c0 is None else (out[1], out[2])
-
-
-def _transformed() -> bool:
-    """Whether a torch.func transform or forward-mode differentiation is active: they do not show in requires_grad."""
-    return torch._C._functorch.maybe_current_level() is not None or forward_ad._current_level >= 0
 
 
 def _network(

@@ -63,7 +63,13 @@ def test_second_derivatives_agree_with_finite_differences(cell, layout, path):
 @each_cell
 def test_forward_mode_agrees_with_finite_differences(cell):
     args = arguments(cell, (3, 2, 3, 4), requires_grad=True)
-    run = runner("function", cell, args, (False, False))
+
+    def run(*given):
+        rest = iter(given)
+        x, h0, c0, *weights = (None if t is None else next(rest) for t in args)
+        y, states = functional._layer(cell, x, (h0,) if c0 is None else (h0, c0), weights)
+        return (y, *states)
+
     assert gradcheck(run, args.given(), check_forward_ad=True, check_backward_ad=False)
 
 
@@ -161,6 +167,40 @@ def test_nested_gradients_and_jvp_of_torch_func_agree_with_the_reference(cell):
         return nested, torch.func.jvp(loss, (args.x,), (tangent,))
 
     torch.testing.assert_close(results(functional._layer), results(reference.layer))
+
+
+NESTED = {
+    "jvp of jvp": lambda f, x, v: torch.func.jvp(lambda x: torch.func.jvp(f, (x,), (v,))[1], (x,), (v,))[1],
+    "jvp of grad": lambda f, x, v: torch.func.jvp(torch.func.grad(f), (x,), (v,))[1],
+    "grad of jvp": lambda f, x, v: torch.func.grad(lambda x: torch.func.jvp(f, (x,), (v,))[1])(x),
+    "hessian": lambda f, x, v: torch.func.hessian(f)(x),
+    "jacfwd": lambda f, x, v: torch.func.jacfwd(f)(x),
+    "jacrev of jacrev": lambda f, x, v: torch.func.jacrev(torch.func.jacrev(f))(x),
+}
+
+
+@each_cell
+@pytest.mark.parametrize("transform", NESTED)
+def test_nested_transforms_agree_with_the_reference(cell, transform):
+    args = arguments(cell, (3, 2, 2, 3))
+    v = torch.randn_like(args.x)
+
+    def result(run):
+        return NESTED[transform](lambda x: network_loss(cell, run, x, tuple(args[3:])), args.x, v)
+
+    torch.testing.assert_close(result(functional._layer), result(reference.layer))
+
+
+@each_cell
+def test_jvp_inside_a_compiled_function_agrees_with_the_reference(cell, fresh_dynamo):
+    args = arguments(cell, (3, 2, 2, 3))
+    v = torch.randn_like(args.x)
+
+    def push(run):
+        return lambda x: torch.func.jvp(lambda x: network_loss(cell, run, x, tuple(args[3:])), (x,), (v,))[1]
+
+    compiled = torch.compile(push(functional._layer), backend="aot_eager")
+    torch.testing.assert_close(compiled(args.x), push(reference.layer)(args.x))
 
 
 @each_cell

@@ -82,6 +82,26 @@ def test_cells_agree_with_torch_in_outputs_and_gradients(name, bias):
     torch.testing.assert_close(results(ours), results(theirs))
 
 
+@each_cell
+@pytest.mark.parametrize("given", [0, 1], ids=["b_ih", "b_hh"])
+def test_one_bias_alone_agrees_with_torch(name, given):
+    ours, theirs, G = CELLS[name]
+    x, hx = torch.randn(2, 3, dtype=torch.float64), state(name, 2, 5)
+    w_ih, w_hh, b = (
+        torch.randn(size, dtype=torch.float64, requires_grad=True) for size in ((G * 5, 3), (G * 5, 5), (G * 5,))
+    )
+    biases = [None, None]
+    biases[given] = b
+
+    def results(cell, biases):
+        out = tensors(cell(x, hx, w_ih, w_hh, *biases))
+        return out, torch.autograd.grad(sum(t.sin().sum() for t in out), [w_ih, w_hh, b])
+
+    zero = torch.zeros_like(b)
+    expected = results(theirs, [zero if t is None else t for t in biases])
+    torch.testing.assert_close(results(ours, biases), expected)
+
+
 @each_layer
 def test_a_sequence_in_pieces_gives_the_outputs_and_gradients_of_the_whole(name):
     run, theirs, extra = LAYERS[name]

@@ -105,6 +105,16 @@ def test_half_types_are_refused(cell):
         FORWARD[cell](*args, False, False, False)
 
 
+def test_only_floating_point_tensors_are_taken():
+    for dtype in (torch.uint8, torch.int64, torch.complex64):
+        with pytest.raises(RuntimeError, match="expected x of dtype float32 or float64"):
+            torch.ops.fusedrnn.activations(torch.ones(4).to(dtype))
+    args = list(backward_arguments("gru", False, False))
+    args[3] = args[3].to(torch.uint8)
+    with pytest.raises(RuntimeError, match="expected x of dtype float32 or float64, got Byte"):
+        BACKWARD["gru"](*args)
+
+
 def test_c0_is_demanded_by_the_lstm_and_refused_by_the_others():
     for cell in CELLS:
         args = arguments(cell, (3, 2, 4, 5))

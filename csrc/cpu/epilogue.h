@@ -3,6 +3,7 @@
 #include "../cells/cell.h"
 #include "activations.h"
 #include "kernels.h"
+#include "pack.h"
 
 namespace fusedrnn {
 namespace {
@@ -172,10 +173,7 @@ struct StoreStateGrad {
     for (int i = 0; i < R; ++i) {
       Vec<T> v = load(product + i * N * L);
       if (use_direct) v += load(direct.at(row + i, unit));
-      if (valid >= L)
-        store(dh0.at(row + i, unit), v);
-      else
-        store_first(dh0.at(row + i, unit), v, int(valid));
+      store_up_to(dh0.at(row + i, unit), v, valid);
     }
   }
 };

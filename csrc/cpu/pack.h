@@ -52,6 +52,14 @@ FUSEDRNN_INLINE Vec<T> load_up_to(const T* p, int64_t n) {
   return n >= kLanes<T> ? load(p) : n > 0 ? load_first(p, int(n)) : Vec<T>{};
 }
 
+template <class T>
+FUSEDRNN_INLINE void store_up_to(T* p, Vec<T> v, int64_t n) {
+  if (n >= kLanes<T>)
+    store(p, v);
+  else if (n > 0)
+    store_first(p, v, int(n));
+}
+
 // Panel `tile` of w[G * H][K], rows ldw apart, for x w^T: panel[k][g][lane] = w[g * H + unit][k].
 template <class T>
 static void pack_rows(const T* w, int64_t G, int64_t H, int64_t ldw, int64_t K, int64_t tile, T* panel) {

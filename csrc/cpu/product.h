@@ -36,10 +36,7 @@ struct StoreProduct {
       T* to = c + (row + i) * ldc + column;
       Vec<T> v = load(product + i * W * L);
       if (add) v += load_up_to(to, valid);
-      if (valid >= L)
-        store(to, v);
-      else
-        store_first(to, v, int(valid));
+      store_up_to(to, v, valid);
     }
   }
 };

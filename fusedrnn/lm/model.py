@@ -74,7 +74,6 @@ class LanguageModel(nn.Module):
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         dropout: the probability of zeroing an activation of the last layer before it is decoded.
         tied: the decoder's weight is the embedding's (Press and Wolf 2017, Inan et al. 2017).
-        embedding_std: tokens start as normal vectors whose features deviate by this much; nn.Embedding's is 1.
         recurrent_init: "uniform" is that of torch.nn, "orthogonal" makes every gate's recurrent matrix orthogonal.
         backend: "fused" runs fusedrnn's layers, "nn" those of torch.nn, "reference" those of fusedrnn.reference.
 
@@ -92,7 +91,6 @@ class LanguageModel(nn.Module):
         *,
         dropout: float = 0.0,
         tied: bool = False,
-        embedding_std: float = 1.0,
         recurrent_init: RecurrentInit = "uniform",
         backend: Backend = "fused",
     ) -> None:
@@ -102,7 +100,6 @@ class LanguageModel(nn.Module):
         if recurrent_init not in get_args(RecurrentInit):
             raise ValueError(f"recurrent_init: expected one of {get_args(RecurrentInit)}, got {recurrent_init!r}")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        nn.init.normal_(self.embedding.weight, std=embedding_std)
         self.rnn = recurrent_layers(backend, cell, embedding_size, hidden_size, num_layers)
         self.decoder = nn.Linear(hidden_size, vocabulary_size)
         self.dropout = dropout

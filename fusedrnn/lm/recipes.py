@@ -21,8 +21,8 @@ class Recipe:
         data: a key of :data:`~fusedrnn.lm.data.SOURCES`.
         sequence_length: tokens that a batch holds of each row, which is also how far gradients flow back.
         batch_size: rows, each of which reads a stretch of the text of its own.
-        cell, embedding_size, hidden_size, num_layers, dropout, tied, embedding_std,
-            recurrent_init: of :class:`~fusedrnn.lm.model.LanguageModel`.
+        cell, embedding_size, hidden_size, num_layers, dropout, tied, recurrent_init: of
+            :class:`~fusedrnn.lm.model.LanguageModel`.
         ar, tar: factors of the two penalties in :mod:`~fusedrnn.lm.regularization`.
         epochs: passes through the training part.
         learning_rate: its peak in the one-cycle schedule (Smith and Topin 2017): it climbs along a cosine from
@@ -50,7 +50,6 @@ class Recipe:
     num_layers: int
     dropout: float = 0.0
     tied: bool = False
-    embedding_std: float = 1.0
     recurrent_init: RecurrentInit = "uniform"
 
     ar: float = 0.0
@@ -87,7 +86,6 @@ class Recipe:
             self.cell,
             dropout=self.dropout,
             tied=self.tied,
-            embedding_std=self.embedding_std,
             recurrent_init=self.recurrent_init,
             backend=backend,
         )
@@ -111,7 +109,6 @@ _HN_GRU = Recipe(
     num_layers=2,
     dropout=0.5,
     tied=True,
-    embedding_std=0.7,
     recurrent_init="orthogonal",
     ar=2.0,
     tar=1.0,

@@ -208,13 +208,6 @@ def test_tying_survives_a_change_of_dtype_and_a_copy() -> None:
     assert len(list(model.parameters())) == 2 + LAYERS * 4
 
 
-@pytest.mark.parametrize("std", [0.1, 1.0])
-def test_embeddings_deviate_by_what_was_asked_for(std: float) -> None:
-    torch.manual_seed(0)
-    model = LanguageModel(100, 64, 8, 1, "gru", embedding_std=std)
-    assert model.embedding.weight.std().item() == pytest.approx(std, rel=0.03)
-
-
 @each_cell
 def test_orthogonal_initialisation_holds_for_every_gate(cell: str) -> None:
     model = make(cell, recurrent_init="orthogonal")
