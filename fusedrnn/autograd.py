@@ -151,8 +151,8 @@ class _BackwardFunction(torch.autograd.Function):
 class _LayerFunction(torch.autograd.Function):
     """``apply(cell, x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save)``: a forward operator, eagerly.
 
-    Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times in reverse mode, and under
-    torch.func's vmap, grad and vjp.
+    Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times in reverse mode, and
+    under torch.func's vmap, grad and vjp.
     """
 
     generate_vmap_rule = True
