@@ -97,7 +97,11 @@ _HN_GRU = Recipe(
         "After the regularized LSTM of Howard and Gugger, Deep Learning for Coders (2020), chapter 12 (0.869, 0.874 in "
         "its best epoch). Changed: GRU, orthogonal recurrent matrices, weight decay 0.5 in place of 0.1."
     ),
-    measured="",
+    measured=(
+        "0.9648, mean of seeds 0 to 4 (0.9376 to 0.9747), the same with the backends fused and nn; one CPU thread, torch "
+        "2.13. The two changed settings were chosen on seeds 0 to 14; on seeds 100 to 119 the mean is 0.9635 (0.9287 to "
+        "0.9754, backend nn)."
+    ),
     metric="accuracy",
     target=0.95,
     data="human-numbers",
