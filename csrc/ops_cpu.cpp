@@ -463,7 +463,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&fusedrnn::cpu_isa)); }
 
-extern "C" PyMODINIT_FUNC PyInit__C(void) {
+PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};
   return PyModule_Create(&module);
 }

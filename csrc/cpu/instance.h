@@ -24,16 +24,14 @@ static void with_cell(CellKind kind, const F& f) {
 template <class T>
 static int64_t forward_workspace(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind,
-            [&](auto cell) { size = ForwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  with_cell(kind, [&](auto cell) { size = ForwardLayout<decltype(cell), T>(B, H).size; });
   return size;
 }
 
 template <class T>
 static int64_t backward_workspace(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind,
-            [&](auto cell) { size = BackwardLayout<decltype(cell), T>(nullptr, B, H).end - static_cast<T*>(nullptr); });
+  with_cell(kind, [&](auto cell) { size = BackwardLayout<decltype(cell), T>(B, H).size; });
   return size;
 }
 

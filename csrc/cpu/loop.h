@@ -98,18 +98,19 @@ static void copy_state(const T* from, int64_t from_stride, T* to, int64_t to_str
     for (int64_t j = j0; j < j1; ++j) to[b * to_stride + j] = from && j < H ? from[b * from_stride + j] : T(0);
 }
 
+// Where things are in the workspace of forward, in values.
 template <class Cell, class T>
-struct ForwardLayout {  // of the workspace
-  T *weights, *bias_x, *bias_r, *h[2], *c, *end;
-  ForwardLayout(T* base, int64_t B, int64_t H) {
+struct ForwardLayout {
+  int64_t weights, bias_x, bias_r, h[2], c, size;
+  ForwardLayout(int64_t B, int64_t H) {
     const int64_t Hp = padded<T>(H), G = Cell::kGates;
-    weights = base;
+    weights = 0;
     bias_x = weights + G * Hp * H;
     bias_r = bias_x + G * Hp;
     h[0] = bias_r + G * Hp;
     h[1] = h[0] + B * Hp;
     c = h[1] + B * Hp;
-    end = c + (Cell::kHasCellState ? B * Hp : 0);
+    size = c + (Cell::kHasCellState ? B * Hp : 0);
   }
 };
 
@@ -118,59 +119,62 @@ static void forward(const Forward<T>& a, const Runner& runner) {
   constexpr int64_t G = Cell::kGates, L = kLanes<T>;
   const Sequence& seq = a.sequence;
   const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
-  const ForwardLayout<Cell, T> ws(a.workspace, B, H);
+  const ForwardLayout<Cell, T> at(B, H);
+  T *const weights = a.workspace + at.weights, *const bias_x = a.workspace + at.bias_x;
+  T *const bias_r = a.workspace + at.bias_r, *const c_now = a.workspace + at.c;
+  T* const h[2] = {a.workspace + at.h[0], a.workspace + at.h[1]};
   const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
   if (a.first == 0)
     for_each_panel(tiles, weight_bytes > (64 << 10), runner, [&](int64_t t) {
-      pack_rows(a.w_hh, G, H, H, H, t, ws.weights + t * H * G * L);
-      pack_bias(a.b_ih, G, H, t, ws.bias_x);
-      pack_bias(a.b_hh, G, H, t, ws.bias_r);
+      pack_rows(a.w_hh, G, H, H, H, t, weights + t * H * G * L);
+      pack_bias(a.b_ih, G, H, t, bias_x);
+      pack_bias(a.b_hh, G, H, t, bias_r);
     });
   const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, weight_bytes, runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
     const int64_t stride = seq.batch_stride();
     if (a.first == 0) {
-      copy_state(a.h0, H, ws.h[0], Hp, H, s);
-      if (Cell::kHasCellState) copy_state(a.c0, H, ws.c, Hp, H, s);
+      copy_state(a.h0, H, h[0], Hp, H, s);
+      if (Cell::kHasCellState) copy_state(a.c0, H, c_now, Hp, H, s);
       if (team) team->barrier();
     }
     for (int64_t k = a.first; k < a.last; ++k) {
       const int64_t row = seq.row(seq.step(k), 0);
-      T* h_prev = ws.h[k & 1];
+      T* h_prev = h[k & 1];
       ForwardStep<Cell, T> step{H,
                                 {a.x + (row - a.x_row0) * a.ldx, stride * a.ldx},
-                                ws.bias_x,
+                                bias_x,
                                 {h_prev, Hp},
-                                {ws.h[(k + 1) & 1], Hp},
-                                {ws.c, Hp},
+                                {h[(k + 1) & 1], Hp},
+                                {c_now, Hp},
                                 {a.y + row * H, stride * H},
                                 {offset(a.c, row * H), stride * H},
                                 a.save};
-      sweep<T, G>(Product<T>{h_prev, Hp, ws.weights, H, ws.bias_r}, s.r0, s.r1, s.t0, s.t1, step);
+      sweep<T, G>(Product<T>{h_prev, Hp, weights, H, bias_r}, s.r0, s.r1, s.t0, s.t1, step);
       if (team) team->barrier();
     }
     if (a.last == seq.T) {
-      copy_state<T>(ws.h[seq.T & 1], Hp, a.h_n, H, H, s);
-      if (Cell::kHasCellState) copy_state<T>(ws.c, Hp, a.c_n, H, H, s);
+      copy_state<T>(h[seq.T & 1], Hp, a.h_n, H, H, s);
+      if (Cell::kHasCellState) copy_state<T>(c_now, Hp, a.c_n, H, H, s);
     }
   });
 }
 
 template <class Cell, class T>
 struct BackwardLayout {
-  T *weights, *direct, *dc, *end;
-  BackwardLayout(T* base, int64_t B, int64_t H) {
+  int64_t weights, direct, dc, size;
+  BackwardLayout(int64_t B, int64_t H) {
     const int64_t Hp = padded<T>(H);
-    weights = base;
+    weights = 0;
     direct = weights + Cell::kGates * Hp * H;
     dc = direct + B * Hp;
-    end = dc + (Cell::kHasCellState ? B * Hp : 0);
+    size = dc + (Cell::kHasCellState ? B * Hp : 0);
   }
 };
 
 // What step k of backward reads and writes. The state before the first step is h0, c0.
 template <class Cell, class T>
-static BackwardStep<Cell, T> backward_step(const Backward<T>& a, const BackwardLayout<Cell, T>& ws, int64_t k) {
+static BackwardStep<Cell, T> backward_step(const Backward<T>& a, T* direct, T* dc, int64_t k) {
   constexpr int64_t D = Cell::kDeltas;
   const Sequence& seq = a.sequence;
   const int64_t H = a.H, Hp = padded<T>(H), stride = seq.batch_stride() * H, row = seq.row(seq.step(k), 0);
@@ -188,8 +192,8 @@ static BackwardStep<Cell, T> backward_step(const Backward<T>& a, const BackwardL
           a.dy != nullptr,
           Cell::kKeepsDirect || k == seq.T - 1,
           {a.delta + row * D * H, stride * D},
-          {ws.direct, Hp},
-          {ws.dc, Hp}};
+          {direct, Hp},
+          {dc, Hp}};
 }
 
 template <class Cell, class T>
@@ -197,28 +201,29 @@ static void backward(const Backward<T>& a, const Runner& runner) {
   constexpr int64_t G = Cell::kGates, D = Cell::kDeltas, L = kLanes<T>;
   const Sequence& seq = a.sequence;
   const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H), K = G * H;
-  const BackwardLayout<Cell, T> ws(a.workspace, B, H);
+  const BackwardLayout<Cell, T> at(B, H);
+  T *const weights = a.workspace + at.weights, *const direct = a.workspace + at.direct, *const dc = a.workspace + at.dc;
   const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
   for_each_panel(tiles, weight_bytes > (64 << 10), runner,
-                 [&](int64_t t) { pack_columns(a.w_hh, H, H, K, t, ws.weights + t * K * L); });
+                 [&](int64_t t) { pack_columns(a.w_hh, H, H, K, t, weights + t * K * L); });
   const Plan plan = make_plan(B, seq.T, H, tiles, G, weight_bytes, runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
-    copy_state(a.dh_n, H, ws.direct, Hp, H, s);
-    if (Cell::kHasCellState) copy_state(a.dc_n, H, ws.dc, Hp, H, s);
+    copy_state(a.dh_n, H, direct, Hp, H, s);
+    if (Cell::kHasCellState) copy_state(a.dc_n, H, dc, Hp, H, s);
     // The recurrent side of the gradients of the step run after step k. After the last step there is none: K = 0.
     const auto product = [&](int64_t k) {
       const bool none = k == seq.T - 1;
       const int64_t row = none ? 0 : seq.row(seq.step(k + 1), 0);
-      return Product<T>{a.delta + row * D * H + Cell::kRecurrentDelta * H, seq.batch_stride() * D * H, ws.weights,
+      return Product<T>{a.delta + row * D * H + Cell::kRecurrentDelta * H, seq.batch_stride() * D * H, weights,
                         none ? 0 : K, nullptr};
     };
     for (int64_t k = seq.T - 1; k >= 0; --k) {
-      sweep<T, 1>(product(k), s.r0, s.r1, s.t0, s.t1, backward_step<Cell, T>(a, ws, k));
+      sweep<T, 1>(product(k), s.r0, s.r1, s.t0, s.t1, backward_step<Cell, T>(a, direct, dc, k));
       if (team) team->barrier();
     }
-    const StoreStateGrad<T> last{H, {a.dh0, H}, {ws.direct, Hp}, Cell::kKeepsDirect || seq.T == 0};
+    const StoreStateGrad<T> last{H, {a.dh0, H}, {direct, Hp}, Cell::kKeepsDirect || seq.T == 0};
     sweep<T, 1>(product(-1), s.r0, s.r1, s.t0, s.t1, last);
-    if (Cell::kHasCellState) copy_state<T>(ws.dc, Hp, a.dc0, H, H, s);
+    if (Cell::kHasCellState) copy_state<T>(dc, Hp, a.dc0, H, H, s);
   });
 }
 
