@@ -98,9 +98,9 @@ _HN_GRU = Recipe(
         "its best epoch). Changed: GRU, orthogonal recurrent matrices, weight decay 0.5 in place of 0.1."
     ),
     measured=(
-        "0.9648, mean of seeds 0 to 4 (0.9376 to 0.9747), the same with the backends fused and nn; one CPU thread, torch "
-        "2.13. The two changed settings were chosen on seeds 0 to 14; on seeds 100 to 119 the mean is 0.9635 (0.9287 to "
-        "0.9754, backend nn)."
+        "0.9648, mean of seeds 0 to 4 (0.9376 to 0.9747), the same with the backends fused and nn; one CPU thread, "
+        "torch 2.13. The two changed settings were chosen on seeds 0 to 14; on seeds 100 to 119 the mean is 0.9635 "
+        "(0.9287 to 0.9754, backend nn)."
     ),
     metric="accuracy",
     target=0.95,
