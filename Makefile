@@ -20,7 +20,7 @@ BUILD_INPUTS := pyproject.toml setup.py $(wildcard build_tools/*.*) $(shell find
 
 demo: $(VENV)/lm.stamp
 	rm -rf $(RUN)
-	$(BIN)/fusedrnn train hn-gru --out $(RUN)
+	$(BIN)/fusedrnn train hn-gru --threads 1 --out $(RUN)
 	$(BIN)/fusedrnn generate $(RUN) --prompt "six thousand nine hundred ninety eight ." --temperature 0
 	@echo "The curves of this run are in $(RUN)/curves.png"
 

@@ -116,17 +116,20 @@ def network(
     """
     directions = 2 if bidirectional else 1
     last: list[States] = []
+    if batch_first:  # as nn.* does, so that dropout draws the same masks in either layout
+        x = x.transpose(0, 1)
     for first in range(0, len(weights), directions):
         if first and training and dropout:
             x = F.dropout(x, dropout)
         ys = []
         for d in range(directions):
             start = tuple(s[first + d] for s in states)
-            y, end = layer(cell, x, start, weights[first + d], batch_first, reverse=d == 1)
+            y, end = layer(cell, x, start, weights[first + d], reverse=d == 1)
             ys.append(y)
             last.append(end)
         x = torch.cat(ys, -1) if bidirectional else ys[0]
-    return x, tuple(torch.stack(s) for s in zip(*last, strict=True))
+    y = x.transpose(0, 1) if batch_first else x
+    return y, tuple(torch.stack(s) for s in zip(*last, strict=True))
 
 
 class _Reference(nn.RNNBase):

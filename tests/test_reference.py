@@ -48,6 +48,20 @@ def test_reference_modules_agree_with_nn(name, variant, options, given):
     torch.testing.assert_close(results(ours), results(theirs))
 
 
+@pytest.mark.parametrize("name, variant", MODULES, ids=str)
+@pytest.mark.parametrize("batch_first", [False, True])
+def test_dropout_draws_the_masks_of_nn(name, variant, batch_first):
+    options = {"num_layers": 2, "dropout": 0.5, "batch_first": batch_first, "dtype": torch.float64}
+    theirs = getattr(nn, name)(3, 5, **variant, **options)
+    ours = getattr(reference, name)(3, 5, **variant, **options)
+    ours.load_state_dict(theirs.state_dict())
+    x = torch.randn(4, 2, 3, dtype=torch.float64)
+    torch.manual_seed(1)
+    expected = theirs(x)
+    torch.manual_seed(1)
+    torch.testing.assert_close(ours(x), expected)
+
+
 @pytest.mark.parametrize("cell", list(reference.STEPS))
 def test_a_step_agrees_with_the_cell_of_nn(cell):
     G = {"lstm": 4, "gru": 3}.get(cell, 1)

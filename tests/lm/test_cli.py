@@ -6,9 +6,10 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 from click.testing import CliRunner, Result
 
-from fusedrnn.lm import RECIPES, cli
+from fusedrnn.lm import RECIPES, LanguageModelError, cli
 from fusedrnn.lm.commands import commands
 
 
@@ -34,6 +35,15 @@ def test_train_puts_the_metric_beside_its_target_and_says_where_the_run_is(tmp_p
     assert f"run folder {folder}, plot {folder / 'curves.png'}" in last_line
 
 
+def test_training_runs_on_the_threads_that_were_asked_for(monkeypatch: pytest.MonkeyPatch) -> None:
+    # Nothing is trained: a second thread is slow where other programs keep the cores busy.
+    def report_threads(*args: object, **kwargs: object) -> None:
+        raise LanguageModelError(f"{torch.get_num_threads()} threads")
+
+    monkeypatch.setattr("fusedrnn.lm.commands.train", report_threads)
+    assert invoke("train", "hn-gru", "--threads", 2).output == "Error: 2 threads\n"
+
+
 def test_the_default_folder_is_named_after_recipe_backend_and_seed(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
@@ -49,6 +59,22 @@ def test_generate_continues_the_prompt_repeatably(run_folder: Path) -> None:
     assert result.output.startswith("one hundred . ")
     assert len(result.output.split()) == 3 + 8
     assert invoke(*arguments).output == result.output
+
+
+def test_top_k_of_one_takes_the_most_likely_word(run_folder: Path) -> None:
+    arguments = ("generate", run_folder, "--prompt", "one hundred .", "--temperature")
+    assert invoke(*arguments, 9, "--top-k", 1).output == invoke(*arguments, 0).output
+    assert invoke(*arguments, 9, "--seed", 0).output != invoke(*arguments, 0).output
+
+
+def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
+    command = [sys.executable, "-u", "-m", "fusedrnn.lm.cli", "generate", str(run_folder), "--prompt", "one ."]
+    with subprocess.Popen([*command, "--length", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+        assert process.stdout and process.stderr
+        assert process.stdout.read(5) == b"one ."
+        process.stdout.close()
+        assert process.stderr.read() == b""
+        assert process.wait() == 1
 
 
 @pytest.mark.parametrize(

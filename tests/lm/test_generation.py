@@ -129,6 +129,6 @@ def test_draws_stay_among_the_top_k_and_keep_their_proportions(top_k: int) -> No
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1e-300])
+@pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-310])
 def test_a_temperature_near_zero_takes_the_most_likely_token(temperature: float) -> None:
     assert choose(LOGITS, temperature).item() == 1

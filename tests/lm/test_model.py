@@ -181,6 +181,7 @@ def test_dropout_zeroes_some_activations_and_rescales_the_others() -> None:
     kept = output.dropped != 0
     assert 0.70 < kept.double().mean().item() < 0.80
     torch.testing.assert_close(output.dropped[kept], output.raw[kept] / 0.75)
+    torch.testing.assert_close(output.logits, model.decoder(output.dropped))
 
 
 def test_evaluation_drops_nothing() -> None:

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import json
 from pathlib import Path
 
 import pytest
@@ -52,16 +53,36 @@ def test_training_learns(small_recipe: Recipe, small_corpus: Corpus) -> None:
 
 
 def test_objective_is_cross_entropy_plus_both_penalties(small_recipe: Recipe, small_corpus: Corpus) -> None:
-    run = trainer(dataclasses.replace(small_recipe, dropout=0.0, ar=0.7, tar=0.3), small_corpus)
+    run = trainer(dataclasses.replace(small_recipe, dropout=0.5, ar=0.7, tar=0.3), small_corpus)
     inputs, targets = small_corpus.train[0]
+    torch.manual_seed(1)
     output, _ = run.model.run(inputs)
-    h = output.raw
+    h, dropped = output.raw, output.dropped
     cross_entropy = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
-    objective = cross_entropy + 0.7 * (h**2).mean() + 0.3 * ((h[:, 1:] - h[:, :-1]) ** 2).mean()
+    objective = cross_entropy + 0.7 * (dropped**2).mean() + 0.3 * ((h[:, 1:] - h[:, :-1]) ** 2).mean()
     expected = torch.autograd.grad(objective, list(run.model.parameters()))
+    torch.manual_seed(1)
     assert run.step(inputs, targets) == pytest.approx(cross_entropy.item(), rel=1e-12)
     for parameter, gradient in zip(run.model.parameters(), expected, strict=True):
         torch.testing.assert_close(parameter.grad, gradient, rtol=1e-10, atol=1e-14)
+
+
+def test_the_optimizer_takes_every_parameter_and_the_recipes_numbers(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    run = trainer(dataclasses.replace(small_recipe, weight_decay=0.03, beta2=0.97), small_corpus)
+    (group,) = run.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"][1]) == (0.03, 0.97)
+    assert {id(p) for p in group["params"]} == {id(p) for p in run.model.parameters()}
+
+
+def test_an_epoch_trains_with_dropout_whatever_the_mode_was(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    losses = []
+    for training in (True, False):
+        run = trainer(small_recipe, small_corpus)
+        run.model.train(training)
+        losses.append(run.train_epoch())
+    assert losses[0] == losses[1]
 
 
 def test_state_is_carried_from_step_to_step_without_its_gradient(small_recipe: Recipe, small_corpus: Corpus) -> None:
@@ -165,6 +186,16 @@ def test_a_run_that_diverges_keeps_its_last_good_epoch(
     with pytest.raises(DivergedError, match="at step 61"):
         train(small_recipe, tmp_path / "run")
     assert sorted(path.name for path in (tmp_path / "run").iterdir()) == ["checkpoint.pt", "metrics.jsonl"]
+
+
+def test_a_run_depends_on_its_seed_and_not_on_what_was_drawn_before(small_recipe: Recipe, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(small_recipe, epochs=1, num_layers=1)
+    values = []
+    for name, seed, drawn in (("a", 1, 0), ("b", 1, 5), ("c", 2, 0)):
+        torch.rand(drawn)
+        train(recipe, tmp_path / name, seed=seed)
+        values.append(json.loads((tmp_path / name / "metrics.jsonl").read_text())["valid_loss"])
+    assert values[0] == values[1] != values[2]
 
 
 class Terminal(io.StringIO):
