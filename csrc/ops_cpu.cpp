@@ -415,6 +415,8 @@ std::string cpu_isa() {
   return isa->name;
 }
 
+int64_t multiply_add(int64_t rounds) { return kernels<float>().multiply_add(rounds, torch_threads()); }
+
 std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
   const Tensor x = dense(x_);
   STD_TORCH_CHECK(x.dim() == 1, "fusedrnn: expected x of 1 dimension, got ", shape_of(x));
@@ -446,6 +448,7 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   FUSEDRNN_DEFINE(m, "rnn_tanh");
   FUSEDRNN_DEFINE(m, "rnn_relu");
   m.def("cpu_isa() -> str");
+  m.def("multiply_add(int rounds) -> int");
   m.def("activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");
 }
 
@@ -461,7 +464,10 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
   m.impl("activations", TORCH_BOX(&fusedrnn::activations));
 }
 
-STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) { m.impl("cpu_isa", TORCH_BOX(&fusedrnn::cpu_isa)); }
+STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
+  m.impl("cpu_isa", TORCH_BOX(&fusedrnn::cpu_isa));
+  m.impl("multiply_add", TORCH_BOX(&fusedrnn::multiply_add));
+}
 
 PyMODINIT_FUNC PyInit__C(void) {
   static PyModuleDef module = {PyModuleDef_HEAD_INIT, "_C", nullptr, -1, nullptr, nullptr, nullptr, nullptr, nullptr};

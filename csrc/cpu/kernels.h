@@ -78,6 +78,9 @@ struct Kernels {
   void (*column_sums)(const T* a, int64_t rows, int64_t n, T* out, const Runner&);
   // Packs of sigmoid and tanh over n values each: what the tests of their accuracy call.
   void (*activations)(const T* x, T* sigmoid, T* tanh, int64_t n);
+  // Multiplies and adds in registers, `rounds` times on each thread, and returns how many floating-point operations
+  // that was on all of them: the peak that benchmarks compare with.
+  int64_t (*multiply_add)(int64_t rounds, const Runner&);
 };
 
 struct Isa {
