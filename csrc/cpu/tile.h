@@ -47,14 +47,14 @@ __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, con
 #pragma GCC unroll 2
 #endif
   for (int64_t k = 0; k < K; ++k) {
-    if constexpr (kRegisters == 32) {
+    if constexpr (kRegisters == 32 || N < R) {
       Vec<T> b[N];
       FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) b[u * G + g] = load(w + u * panel + g * L);
       FUSEDRNN_EACH(r, R) {
         const Vec<T> av = broadcast(at(r, k));
         FUSEDRNN_EACH(n, N) acc[r][n] += av * b[n];
       }
-    } else {  // too few registers for all weights: hold the rows instead
+    } else {  // too few registers for the weights: hold the rows instead
       Vec<T> av[R];
       FUSEDRNN_EACH(r, R) av[r] = broadcast(at(r, k));
       FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) {
