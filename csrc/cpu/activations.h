@@ -16,8 +16,11 @@ template <>
 struct ExpConstants<float> {
   static constexpr float kLog2e = 1.44269504f, kLn2High = 0.693359375f, kLn2Low = -2.12194440e-4f;
   static constexpr float kRounder = 12582912.0f;  // 1.5 * 2^23: adding it rounds to an integer
-  static constexpr float kLowest = -104.0f;       // e^x is 0 below
+  static constexpr float kLowest = -104.5f;       // sigmoid is 0 below
+  static constexpr float kSigmoidLimit = 30.0f;   // and 1 above
   static constexpr float kTanhLimit = 9.5f;       // tanh is 1 above
+  static constexpr int kDown = 24;
+  static constexpr float kOneDown = 0x1p-24f;
   static constexpr int32_t kBias = 127, kMantissa = 23;
   // e^r = 1 + r + r^2 (c0 + c1 r + ...) on |r| <= ln 2 / 2, highest power first (coefficients of Moshier's Cephes)
   static constexpr float kPoly[] = {1.9875691500e-4f, 1.3981999507e-3f, 8.3334519073e-3f,
@@ -30,6 +33,9 @@ struct ExpConstants<double> {
                           kLn2Low = 1.42860682030941723212e-6;
   static constexpr double kRounder = 6755399441055744.0;  // 1.5 * 2^52
   static constexpr double kLowest = -746.0;
+  static constexpr double kSigmoidLimit = 40.0;
+  static constexpr int kDown = 54;
+  static constexpr double kOneDown = 0x1p-54;
   static constexpr double kTanhLimit = 20.0;
   static constexpr int64_t kBias = 1023, kMantissa = 52;
   // 1/13! ... 1/2!: the Taylor series ends below 2^-57 on |r| <= ln 2 / 2
@@ -56,43 +62,29 @@ FUSEDRNN_INLINE Pack<T, N> expm1_reduced(const Pack<T, N>& x, Pack<T, N>& shifte
   return p;
 }
 
-// 2^n for a normal result.
+// 2^(n + shift) for a normal result, from the vector whose low bits are n: shifted to the place of the exponent, they
+// push the bits of kRounder out.
 template <class T>
-FUSEDRNN_INLINE Vec<T> power_of_two(typename Simd<T>::I n) {
+FUSEDRNN_INLINE Vec<T> power_of_two(Vec<T> shifted, int shift) {
   using C = ExpConstants<T>;
-  return (Vec<T>)((n + C::kBias) << C::kMantissa);
-}
-
-// v 2^n, for v around 1 and a result that may be subnormal or zero. In two halves: each power is then normal, and only
-// the last product rounds.
-template <class T>
-FUSEDRNN_INLINE Vec<T> scale(Vec<T> v, Vec<T> shifted) {
-  const Vec<T> rounder = broadcast(ExpConstants<T>::kRounder);
-#if defined(__AVX512F__)
-  // The masked forms, since GCC warns of the undefined vector inside the plain ones.
-  if constexpr (sizeof(T) == 4)
-    return (Vec<T>)_mm512_maskz_scalef_ps(__mmask16(-1), (__m512)v, (__m512)(shifted - rounder));
-  else
-    return (Vec<T>)_mm512_maskz_scalef_pd(__mmask8(-1), (__m512d)v, (__m512d)(shifted - rounder));
-#else
   using I = typename Simd<T>::I;
-  const I n = (I)shifted - (I)rounder, half = n >> 1;
-  return v * power_of_two<T>(half) * power_of_two<T>(n - half);
-#endif
+  return (Vec<T>)(((I)shifted << C::kMantissa) + ((C::kBias + shift) << C::kMantissa));
 }
 
-// 1 / (1 + e^-x), written as num / (1 + e) with e = e^-|x| <= 1 and num 1 or e: no overflow, and small results keep
-// their relative accuracy down to the subnormal numbers.
+// 1 / (1 + e^-x), with both sides of the fraction times 2^-kDown: so e^-x does not overflow where the result is
+// subnormal, and small results keep their relative accuracy down to there.
 template <class T, int N>
 FUSEDRNN_INLINE Pack<T, N> sigmoid(const Pack<T, N>& x) {
   using C = ExpConstants<T>;
-  Pack<T, N> a, shifted, y;
-  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > T(0) ? -x.v[i] : x.v[i];
+  const Vec<T> one = broadcast(C::kOneDown);
+  Pack<T, N> a, shifted, s, y;
+  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > C::kSigmoidLimit ? broadcast(C::kSigmoidLimit) : x.v[i];
   FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < C::kLowest ? broadcast(C::kLowest) : a.v[i];
-  Pack<T, N> e = expm1_reduced(a, shifted);
-  FUSEDRNN_EACH(i, N) e.v[i] = scale<T>(e.v[i] + T(1), shifted.v[i]);
-  FUSEDRNN_EACH(i, N) y.v[i] = x.v[i] > T(0) ? broadcast(T(1)) : e.v[i];
-  FUSEDRNN_EACH(i, N) y.v[i] = divide(y.v[i], e.v[i] + T(1));
+  FUSEDRNN_EACH(i, N) a.v[i] = -a.v[i];
+  const Pack<T, N> e = expm1_reduced(a, shifted);
+  FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>(shifted.v[i], -C::kDown);
+  FUSEDRNN_EACH(i, N) y.v[i] = (e.v[i] + T(1)) * s.v[i] + one;
+  FUSEDRNN_EACH(i, N) y.v[i] = divide(one, y.v[i]);
   return y;
 }
 
@@ -100,13 +92,12 @@ FUSEDRNN_INLINE Pack<T, N> sigmoid(const Pack<T, N>& x) {
 template <class T, int N>
 FUSEDRNN_INLINE Pack<T, N> tanh(const Pack<T, N>& x) {
   using C = ExpConstants<T>;
-  using I = typename Simd<T>::I;
   Pack<T, N> a, shifted, s, y;
   FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > C::kTanhLimit ? broadcast(C::kTanhLimit) : x.v[i];
   FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < -C::kTanhLimit ? broadcast(-C::kTanhLimit) : a.v[i];
   FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] + a.v[i];
   Pack<T, N> e = expm1_reduced(a, shifted);
-  FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>((I)shifted.v[i] - (I)broadcast(C::kRounder));
+  FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>(shifted.v[i], 0);
   FUSEDRNN_EACH(i, N) e.v[i] = e.v[i] * s.v[i] + (s.v[i] - T(1));
   FUSEDRNN_EACH(i, N) y.v[i] = divide(e.v[i], e.v[i] + T(2));
   return y;

@@ -33,20 +33,22 @@ struct Edge {
   }
 };
 
-// Splits a block of rows into groups, and the last panel from the full ones.
-template <int R, class Derived>
-FUSEDRNN_INLINE void in_groups(const Derived& e, int64_t row, int64_t unit, int64_t valid, int lanes) {
-  constexpr int first = R <= kGroup ? R : (R + 1) / 2;
-  if (valid >= lanes)
-    e.template group<first>(row, 0, unit, Edge<true>{lanes});
+// Cuts rows into groups, and tells the last panel from the full ones. Row i of the product is at product + i * stride.
+template <class T, class Step>
+FUSEDRNN_INLINE void in_groups(const Step& step, int64_t row, int rows, int64_t unit, int64_t H, const T* product,
+                               int64_t stride) {
+  const Blocks groups(0, rows, kGroup);
+  const auto run = [&](auto edge) {
+    for (int64_t i = 0; i < groups.count; ++i)
+      with_rows<kGroup>(groups.height(i), [&](auto height) {
+        step.template group<height.value>(row + groups.begin(i), unit, product + groups.begin(i) * stride, stride,
+                                          edge);
+      });
+  };
+  if (H - unit >= kLanes<T>)
+    run(Edge<true>{kLanes<T>});
   else
-    e.template group<first>(row, 0, unit, Edge<false>{int(valid)});
-  if constexpr (R > first) {
-    if (valid >= lanes)
-      e.template group<R - first>(row, first, unit, Edge<true>{lanes});
-    else
-      e.template group<R - first>(row, first, unit, Edge<false>{int(valid)});
-  }
+    run(Edge<false>{int(H - unit)});
 }
 
 template <class T, int S>
@@ -69,40 +71,32 @@ struct ForwardStep {
     touch_rows<T, Cell::kGates>(x, row, R, tile * kLanes<T>, H);
   }
 
-  template <int R, int N>
-  FUSEDRNN_INLINE void apply(int64_t row, int64_t tile, const T* product) const {
-    const int64_t unit = tile * kLanes<T>;
-    in_groups<R>(With<N>{*this, product}, row, unit, H - unit, kLanes<T>);
+  FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
+    in_groups(*this, row, rows, tile * kLanes<T>, H, product, stride);
   }
 
-  template <int N>
-  struct With {
-    const ForwardStep& s;
-    const T* product;  // [R][N][kLanes]
-
-    template <int P, class E>
-    FUSEDRNN_INLINE void group(int64_t row, int first, int64_t unit, E edge) const {
-      constexpr int L = kLanes<T>, G = Cell::kGates;
-      using F = Pack<T, P>;
-      F x[G], r[G], saved[Cell::kSaved ? Cell::kSaved : 1];
-      State<F> state;
-      row += first;
-      FUSEDRNN_EACH(g, G) {
-        const Vec<T> b = load(s.bias + unit * G + g * L);
-        FUSEDRNN_EACH(i, P) x[g].v[i] = edge.get(s.x.at(row + i, g * s.H + unit)) + b;
-        FUSEDRNN_EACH(i, P) r[g].v[i] = load(product + ((first + i) * N + g) * L);
-      }
-      FUSEDRNN_EACH(i, P) state.h.v[i] = load(s.h_prev.at(row + i, unit));
-      if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) state.c.v[i] = load(s.c_now.at(row + i, unit));
-      Cell::forward(x, r, state, saved);
-      FUSEDRNN_EACH(i, P) store(s.h_next.at(row + i, unit), state.h.v[i]);
-      FUSEDRNN_EACH(i, P) edge.put(s.y.at(row + i, unit), state.h.v[i]);
-      if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) store(s.c_now.at(row + i, unit), state.c.v[i]);
-      if (!s.save) return;
-      FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) edge.put(s.x.at(row + i, k * s.H + unit), saved[k].v[i]);
-      if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) edge.put(s.c.at(row + i, unit), state.c.v[i]);
+  // product: [P][G][kLanes], rows `step` apart.
+  template <int P, class E>
+  FUSEDRNN_INLINE void group(int64_t row, int64_t unit, const T* product, int64_t step, E edge) const {
+    constexpr int L = kLanes<T>, G = Cell::kGates;
+    using F = Pack<T, P>;
+    F in[G], r[G], saved[Cell::kSaved ? Cell::kSaved : 1];
+    State<F> state;
+    FUSEDRNN_EACH(g, G) {
+      const Vec<T> b = load(bias + unit * G + g * L);
+      FUSEDRNN_EACH(i, P) in[g].v[i] = edge.get(x.at(row + i, g * H + unit)) + b;
+      FUSEDRNN_EACH(i, P) r[g].v[i] = load(product + i * step + g * L);
     }
-  };
+    FUSEDRNN_EACH(i, P) state.h.v[i] = load(h_prev.at(row + i, unit));
+    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) state.c.v[i] = load(c_now.at(row + i, unit));
+    Cell::forward(in, r, state, saved);
+    FUSEDRNN_EACH(i, P) store(h_next.at(row + i, unit), state.h.v[i]);
+    FUSEDRNN_EACH(i, P) edge.put(y.at(row + i, unit), state.h.v[i]);
+    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) store(c_now.at(row + i, unit), state.c.v[i]);
+    if (!save) return;
+    FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) edge.put(x.at(row + i, k * H + unit), saved[k].v[i]);
+    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) edge.put(c.at(row + i, unit), state.c.v[i]);
+  }
 };
 
 // One step backward: the product is the gradient that reaches h_t through w_hh from the step run after it.
@@ -118,43 +112,32 @@ struct BackwardStep {
     touch_rows<const T, Cell::kSaved>(saved, row, R, tile * kLanes<T>, H);
   }
 
-  template <int R, int N>
-  FUSEDRNN_INLINE void apply(int64_t row, int64_t tile, const T* product) const {
-    const int64_t unit = tile * kLanes<T>;
-    in_groups<R>(With<N>{*this, product}, row, unit, H - unit, kLanes<T>);
+  FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
+    in_groups(*this, row, rows, tile * kLanes<T>, H, product, stride);
   }
 
-  template <int N>
-  struct With {
-    const BackwardStep& s;
-    const T* product;
-
-    template <int P, class E>
-    FUSEDRNN_INLINE void group(int64_t row, int first, int64_t unit, E edge) const {
-      using F = Pack<T, P>;
-      F saved[Cell::kSaved ? Cell::kSaved : 1], delta[Cell::kDeltas];
-      Step<F> step;
-      StateGrad<F> grad;
-      row += first;
-      FUSEDRNN_EACH(i, P) grad.dh.v[i] = load(product + (first + i) * N * kLanes<T>);
-      if (s.has_dy) FUSEDRNN_EACH(i, P) grad.dh.v[i] += edge.get(s.dy.at(row + i, unit));
-      if (s.use_direct) FUSEDRNN_EACH(i, P) grad.dh.v[i] += load(s.direct.at(row + i, unit));
-      FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) {
-        saved[k].v[i] = edge.get(s.saved.at(row + i, k * s.H + unit));
-      }
-      if constexpr (Cell::kReadsOutput) FUSEDRNN_EACH(i, P) step.h.v[i] = edge.get(s.y.at(row + i, unit));
-      if constexpr (Cell::kReadsPrevious) FUSEDRNN_EACH(i, P) step.h_prev.v[i] = edge.get(s.h_prev.at(row + i, unit));
-      if constexpr (Cell::kHasCellState) {
-        FUSEDRNN_EACH(i, P) step.c.v[i] = edge.get(s.c.at(row + i, unit));
-        FUSEDRNN_EACH(i, P) step.c_prev.v[i] = edge.get(s.c_prev.at(row + i, unit));
-        FUSEDRNN_EACH(i, P) grad.dc.v[i] = load(s.dc.at(row + i, unit));
-      }
-      Cell::backward(saved, step, grad, delta);
-      FUSEDRNN_EACH(k, Cell::kDeltas) FUSEDRNN_EACH(i, P) edge.put(s.delta.at(row + i, k * s.H + unit), delta[k].v[i]);
-      if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) store(s.dc.at(row + i, unit), grad.dc.v[i]);
-      if constexpr (Cell::kKeepsDirect) FUSEDRNN_EACH(i, P) store(s.direct.at(row + i, unit), grad.dh.v[i]);
+  template <int P, class E>
+  FUSEDRNN_INLINE void group(int64_t row, int64_t unit, const T* product, int64_t stride, E edge) const {
+    using F = Pack<T, P>;
+    F values[Cell::kSaved ? Cell::kSaved : 1], d[Cell::kDeltas];
+    Step<F> step;
+    StateGrad<F> grad;
+    FUSEDRNN_EACH(i, P) grad.dh.v[i] = load(product + i * stride);
+    if (has_dy) FUSEDRNN_EACH(i, P) grad.dh.v[i] += edge.get(dy.at(row + i, unit));
+    if (use_direct) FUSEDRNN_EACH(i, P) grad.dh.v[i] += load(direct.at(row + i, unit));
+    FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) values[k].v[i] = edge.get(saved.at(row + i, k * H + unit));
+    if constexpr (Cell::kReadsOutput) FUSEDRNN_EACH(i, P) step.h.v[i] = edge.get(y.at(row + i, unit));
+    if constexpr (Cell::kReadsPrevious) FUSEDRNN_EACH(i, P) step.h_prev.v[i] = edge.get(h_prev.at(row + i, unit));
+    if constexpr (Cell::kHasCellState) {
+      FUSEDRNN_EACH(i, P) step.c.v[i] = edge.get(c.at(row + i, unit));
+      FUSEDRNN_EACH(i, P) step.c_prev.v[i] = edge.get(c_prev.at(row + i, unit));
+      FUSEDRNN_EACH(i, P) grad.dc.v[i] = load(dc.at(row + i, unit));
     }
-  };
+    Cell::backward(values, step, grad, d);
+    FUSEDRNN_EACH(k, Cell::kDeltas) FUSEDRNN_EACH(i, P) edge.put(delta.at(row + i, k * H + unit), d[k].v[i]);
+    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) store(dc.at(row + i, unit), grad.dc.v[i]);
+    if constexpr (Cell::kKeepsDirect) FUSEDRNN_EACH(i, P) store(direct.at(row + i, unit), grad.dh.v[i]);
+  }
 };
 
 // The end of backward: dh0 = product + direct.
@@ -166,12 +149,10 @@ struct StoreStateGrad {
 
   FUSEDRNN_INLINE void touch(int64_t, int, int64_t) const {}
 
-  template <int R, int N>
-  FUSEDRNN_INLINE void apply(int64_t row, int64_t tile, const T* product) const {
-    constexpr int L = kLanes<T>;
-    const int64_t unit = tile * L, valid = H - unit;
-    for (int i = 0; i < R; ++i) {
-      Vec<T> v = load(product + i * N * L);
+  FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
+    const int64_t unit = tile * kLanes<T>, valid = H - unit;
+    for (int i = 0; i < rows; ++i) {
+      Vec<T> v = load(product + i * stride);
       if (use_direct) v += load(direct.at(row + i, unit));
       store_up_to(dh0.at(row + i, unit), v, valid);
     }

@@ -126,7 +126,7 @@ static void forward(const Forward<T>& a, const Runner& runner) {
   const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
   if (a.first == 0)
     for_each_panel(tiles, weight_bytes > (64 << 10), runner, [&](int64_t t) {
-      pack_rows(a.w_hh, G, H, H, H, t, weights + t * H * G * L);
+      pack_rows<T, G>(a.w_hh, H, H, H, t, weights + t * H * G * L);
       pack_bias(a.b_ih, G, H, t, bias_x);
       pack_bias(a.b_hh, G, H, t, bias_r);
     });

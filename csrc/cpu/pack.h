@@ -60,10 +60,10 @@ FUSEDRNN_INLINE void store_up_to(T* p, Vec<T> v, int64_t n) {
     store_first(p, v, int(n));
 }
 
-// Panel `tile` of w[G * H][K], rows ldw apart, for x w^T: panel[k][g][lane] = w[g * H + unit][k].
-template <class T>
-static void pack_rows(const T* w, int64_t G, int64_t H, int64_t ldw, int64_t K, int64_t tile, T* panel) {
-  constexpr int L = kLanes<T>;
+// Panel `tile` of w[G * H][K], rows ldw apart, for x w^T: w[g * H + unit][k] goes to stream g / W, at [k][g % W][lane].
+template <class T, int G>
+static void pack_rows(const T* w, int64_t H, int64_t ldw, int64_t K, int64_t tile, T* panel) {
+  constexpr int L = kLanes<T>, W = kWidth<G>;
   const int64_t unit = tile * L, valid = H - unit;
   for (int64_t g = 0; g < G; ++g)
     for (int64_t k = 0; k < K; k += L) {
@@ -71,11 +71,11 @@ static void pack_rows(const T* w, int64_t G, int64_t H, int64_t ldw, int64_t K, 
       const T* from = w + (g * H + unit) * ldw + k;
       FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_up_to(from + i * ldw, K - k) : Vec<T>{};
       transpose<T>(m);
-      T* to = panel + (k * G + g) * L;
+      T* to = panel + (g / W * K + k) * W * L + g % W * L;
       if (K - k >= L) {
-        FUSEDRNN_EACH(i, L) store(to + i * G * L, m[i]);
+        FUSEDRNN_EACH(i, L) store(to + i * W * L, m[i]);
       } else {
-        for (int i = 0; i < K - k; ++i) store(to + i * G * L, m[i]);
+        for (int i = 0; i < K - k; ++i) store(to + i * W * L, m[i]);
       }
     }
 }

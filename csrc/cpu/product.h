@@ -17,6 +17,8 @@ using cpu::Gemm;
 using cpu::Runner;
 
 constexpr int64_t kBlockBytes = 4 << 20;  // of packed panels: a share of the last-level cache
+constexpr int64_t kRowBytes = 128 << 10;  // of the left factor: a share of the second-level cache
+constexpr int64_t kLeastRows = 48;        // that repay reading the packed panels again
 constexpr int64_t kFewRows = 3;           // fewer rows than these do not repay packing
 constexpr double kWorthSharing = 2e5;     // floating-point operations
 
@@ -28,13 +30,11 @@ struct StoreProduct {
 
   FUSEDRNN_INLINE void touch(int64_t, int, int64_t) const {}
 
-  template <int R, int W>
-  FUSEDRNN_INLINE void apply(int64_t row, int64_t tile, const T* product) const {
-    constexpr int L = kLanes<T>;
-    const int64_t column = tile * L, valid = N - column;
-    for (int i = 0; i < R; ++i) {
+  FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
+    const int64_t column = tile * kLanes<T>, valid = N - column;
+    for (int i = 0; i < rows; ++i) {
       T* to = c + (row + i) * ldc + column;
-      Vec<T> v = load(product + i * W * L);
+      Vec<T> v = load(product + i * stride);
       if (add) v += load_up_to(to, valid);
       store_up_to(to, v, valid);
     }
@@ -64,7 +64,11 @@ static void multiply_rows(const Gemm<T>& g, int64_t k0, int64_t K, int64_t r0, i
   const StoreProduct<T> to{g.c, g.ldc, g.N, g.add || k0 > 0};
   const int64_t tiles = panels<T>(g.N);
   if (g.a_k == 1) {
-    sweep<T, 1>(Product<T>{g.a + k0, g.a_row, packed, K, nullptr}, r0, r1, 0, tiles, to);
+    // As many rows at a time as stay in the second-level cache while all panels pass.
+    const Blocks blocks(r0, r1, int(kRowBytes / (int64_t(sizeof(T)) * (K + 1)) + kLeastRows));
+    for (int64_t i = 0; i < blocks.count; ++i)
+      sweep<T, 1>(Product<T>{g.a + k0, g.a_row, packed, K, nullptr}, blocks.begin(i), blocks.begin(i + 1), 0, tiles,
+                  to);
     return;
   }
   for (int64_t r = r0; r < r1; r += L) {
@@ -96,7 +100,7 @@ static void multiply_few_rows(const Gemm<T>& g, int64_t tile) {
     transpose<T>(sums);
     Vec<T> total = sums[0];
     for (int i = 1; i < L; ++i) total += sums[i];
-    StoreProduct<T>{g.c, g.ldc, g.N, g.add}.template apply<1, 1>(m, tile, reinterpret_cast<const T*>(&total));
+    StoreProduct<T>{g.c, g.ldc, g.N, g.add}.apply(m, 1, tile, reinterpret_cast<const T*>(&total), 0);
   }
 }
 
@@ -116,7 +120,7 @@ static void product(const Gemm<T>& g, const Runner& runner) {
     for_each_panel(tiles, !alone, runner, [&](int64_t t) {
       T* panel = g.workspace + t * K * L;
       if (g.b_k == 1)
-        pack_rows(g.b + k0, 1, g.N, g.b_n, K, t, panel);
+        pack_rows<T, 1>(g.b + k0, g.N, g.b_n, K, t, panel);
       else
         pack_columns(g.b + k0 * g.b_k, g.b_k, g.N, K, t, panel);
     });

@@ -1,9 +1,14 @@
-// The register tile: a few batch rows times all gates of one or more vectors of hidden units.
+// The register tile: a few batch rows times some vectors of gates, and the sweep of it over rows and hidden units.
 //
-// A weight matrix is packed in panels. Panel `tile` covers kLanes neighbouring hidden units; for each k it holds G
-// vectors, one per gate, so that the tile reads it front to back. The tile keeps R x (U G) accumulators in registers,
-// U panels wide, and stores them to a scratch block of at most 2 KB that stays in L1, where the gate math picks them
-// up: sharing one function between products and gate math made the compiler spill accumulators.
+// A weight matrix is packed in streams. The units of one vector (kLanes neighbouring hidden units) own G / kWidth<G>
+// streams; for each k a stream holds kWidth<G> vectors, one per gate, so that a tile reads it front to back. The tile
+// keeps R rows x S streams x kWidth vectors of accumulators in registers and stores them to a block of scratch in the
+// first-level cache, where the gate math picks them up: sharing one function between products and gate math made the
+// compiler spill accumulators.
+//
+// With 32 registers a tile is large enough to be fed from the second-level cache: it runs over all of K, and gate math
+// follows at once. With 16 it is not: then K is cut so that a piece of the weights stays in the first level while some
+// tiles of rows pass, and their sums wait in the scratch block.
 #pragma once
 #include "simd.h"
 
@@ -20,36 +25,77 @@ constexpr int64_t panels(int64_t H) {
   return (H + kLanes<T> - 1) / kLanes<T>;
 }
 
-// Rows of a tile that leaves registers for U G weights and a broadcast.
-constexpr int tile_rows(int vectors) {
-  return kRegisters == 32 ? (vectors == 3 ? 8 : vectors > 4 ? 2 : 6) : vectors <= 2 ? 6 : vectors == 3 ? 4 : 3;
-}
+constexpr bool kManyRegisters = kRegisters == 32;
+
+template <int G>
+constexpr int kWidth = G == 4 && !kManyRegisters ? 2 : G;
+
+// The shape of a tile for a number of rows. Few rows leave registers free: then more streams at once, so that there are
+// always enough independent sums to hide the latency of a multiply-add.
+struct TileShape {
+  int most_rows, rows, streams;
+};
+template <int W>
+constexpr TileShape kShapes[] = {};
+constexpr int64_t kAnyRows = INT32_MAX;
+#if FUSEDRNN_REGISTERS == 32
+template <>
+constexpr TileShape kShapes<4>[] = {{2, 2, 2}, {kAnyRows, 6, 1}};
+template <>
+constexpr TileShape kShapes<3>[] = {{2, 2, 2}, {kAnyRows, 8, 1}};
+template <>
+constexpr TileShape kShapes<1>[] = {{2, 2, 8}, {kAnyRows, 6, 4}};
+#else
+template <>
+constexpr TileShape kShapes<2>[] = {{1, 1, 4}, {3, 3, 2}, {kAnyRows, 6, 1}};
+template <>
+constexpr TileShape kShapes<3>[] = {{2, 2, 2}, {kAnyRows, 4, 1}};
+template <>
+constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
+#endif
+
+constexpr int kTilesAtATime = kManyRegisters ? 1 : 8;                   // tiles of rows that pass before gate math
+constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                 // vectors of gates that use the same rows
+constexpr int64_t kFirstLevel = kManyRegisters ? INT32_MAX : 16 << 10;  // bytes of weights that stay there
 
 template <class T>
 struct Product {
   const T* a;        // rows of the left factor
   int64_t lda;       // from row to row
-  const T* weights;  // panels of G * kLanes * K
+  const T* weights;  // streams of kWidth<G> * kLanes * K
   int64_t K;
-  const T* bias;  // panels of G * kLanes that the accumulators start from, or null for 0
+  const T* bias;  // panels of G * kLanes that the sums start from, or null for 0
 };
 
-// out[R][U][G][kLanes] = bias + a[R][K] * weights. `ahead` walks through the next panel while this one is used.
+// Prefetches that walk through the weights that come next while those of now are used.
+struct Ahead {
+  const char* p;
+  int64_t step;
+};
+
+// Where the sums start: rows `stride` apart, or at zero.
+template <class T>
+struct Start {
+  const T* p;
+  int64_t stride;
+};
+
+// out[R][S][W][kLanes] = start + a[R][K] * weights; rows of out are `stride` apart, streams of weights `stream`.
 // Transposed: a is a panel a[K][kLanes], and its rows are columns of that.
-template <class T, int R, int U, int G, bool Transposed>
-__attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t panel, int64_t K,
-                                                    const T* bias, T* out, const char* ahead, int64_t ahead_step) {
-  constexpr int L = kLanes<T>, N = U * G;
+template <class T, int R, int S, int W, bool Transposed>
+__attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t stream, int64_t K,
+                                                    Start<T> start, T* out, int64_t stride, Ahead ahead) {
+  constexpr int L = kLanes<T>, N = S * W;
   const auto at = [&](int r, int64_t k) { return Transposed ? a[k * L + r] : a[r * lda + k]; };
   Vec<T> acc[R][N];
-  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = bias ? load(bias + n * L) : Vec<T>{};
+  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = start.p ? load(start.p + r * start.stride + n * L) : Vec<T>{};
 #if !defined(__clang__)
 #pragma GCC unroll 2
 #endif
   for (int64_t k = 0; k < K; ++k) {
-    if constexpr (kRegisters == 32 || N < R) {
+    if constexpr (kManyRegisters || N < R) {
       Vec<T> b[N];
-      FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) b[u * G + g] = load(w + u * panel + g * L);
+      FUSEDRNN_EACH(s, S) FUSEDRNN_EACH(i, W) b[s * W + i] = load(w + s * stream + i * L);
       FUSEDRNN_EACH(r, R) {
         const Vec<T> av = broadcast(at(r, k));
         FUSEDRNN_EACH(n, N) acc[r][n] += av * b[n];
@@ -57,20 +103,21 @@ __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, con
     } else {  // too few registers for the weights: hold the rows instead
       Vec<T> av[R];
       FUSEDRNN_EACH(r, R) av[r] = broadcast(at(r, k));
-      FUSEDRNN_EACH(u, U) FUSEDRNN_EACH(g, G) {
-        const Vec<T> b = load(w + u * panel + g * L);
-        FUSEDRNN_EACH(r, R) acc[r][u * G + g] += av[r] * b;
+      FUSEDRNN_EACH(s, S) FUSEDRNN_EACH(i, W) {
+        const Vec<T> b = load(w + s * stream + i * L);
+        FUSEDRNN_EACH(r, R) acc[r][s * W + i] += av[r] * b;
       }
     }
-    w += G * L;
+    w += W * L;
     if constexpr (R > 2) {
-      __builtin_prefetch(ahead, 0, 2);
-      ahead += ahead_step;
+      __builtin_prefetch(ahead.p, 0, 2);
+      ahead.p += ahead.step;
     }
   }
-  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) store(out + (r * N + n) * L, acc[r][n]);
+  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) store(out + r * stride + n * L, acc[r][n]);
 }
 
+// f(Int<rows>) for 1 <= rows <= R.
 template <int R, class F>
 FUSEDRNN_INLINE void with_rows(int rows, const F& f) {
   if (rows == R)
@@ -79,48 +126,83 @@ FUSEDRNN_INLINE void with_rows(int rows, const F& f) {
     with_rows<R - 1>(rows, f);
 }
 
-// All rows r0..r1 of U panels from `tile` on. Rows are cut into blocks of nearly equal height, since a block of one
-// row costs as much time as one of three.
-template <class T, int U, int G, bool Transposed, class Epilogue>
-FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, int64_t r0, int64_t r1, int64_t tile, bool last,
+// f(first stream, Int<streams>) until `count` streams are done, S at a time.
+template <int S, class F>
+FUSEDRNN_INLINE void with_streams(int count, const F& f) {
+  int s = 0;
+  for (; s + S <= count; s += S) f(s, Int<S>{});
+  if constexpr (S > 1)
+    if (s < count) with_streams<S / 2>(count - s, [&](int first, auto n) { f(s + first, n); });
+}
+
+// Rows are cut into blocks of nearly equal height, since a block of one row costs as much time as one of three.
+struct Blocks {
+  int64_t first, rows, count;
+  Blocks(int64_t r0, int64_t r1, int most) : first(r0), rows(r1 - r0), count((r1 - r0 + most - 1) / most) {}
+  FUSEDRNN_INLINE int64_t begin(int64_t i) const { return first + rows * i / count; }
+  FUSEDRNN_INLINE int height(int64_t i) const { return int(begin(i + 1) - begin(i)); }
+};
+
+// All rows of `units` panels from `tile` on.
+template <class T, int G, int R, int S, bool Transposed, class Epilogue>
+FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64_t tile, int units, bool last, T* out,
                                 const Epilogue& epilogue) {
-  constexpr int N = U * G, Rmax = tile_rows(N), L = kLanes<T>;
-  alignas(64) T out[Rmax * N * L];
-  const int64_t panel = p.K * G * L, rows = r1 - r0, blocks = (rows + Rmax - 1) / Rmax;
-  const T* w = p.weights + tile * panel;
+  constexpr int L = kLanes<T>, W = kWidth<G>;
+  const int64_t stream = p.K * W * L, stride = units * G * L;
+  const int streams = units * G / W;
+  const T* weights = p.weights + tile * (G / W) * stream;
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
+  constexpr int64_t fitting = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
+  const int64_t pieces = p.K > 0 ? (p.K + fitting - 1) / fitting : 1;
   // The prefetches of one sweep cover the panels that follow.
-  const int64_t ahead_step = last ? 0 : (int64_t(sizeof(T)) * N * L + blocks - 1) / blocks;
-  const char* ahead = reinterpret_cast<const char*>(last ? w : w + U * panel);
-  int64_t r = r0;
-  for (int64_t i = 0; i < blocks; ++i) {
-    const int R = int(rows * (i + 1) / blocks - rows * i / blocks);
-    epilogue.touch(r, R, tile);
-    with_rows<Rmax>(R, [&](auto n) {
-      constexpr int height = decltype(n)::value;
-      multiply_tile<T, height, U, G, Transposed>(p.a + r * p.lda, p.lda, w, panel, p.K, bias, out, ahead, ahead_step);
-      for (int u = 0; u < U; ++u) epilogue.template apply<height, N>(r, tile + u, out + u * G * L);
-    });
-    ahead += ahead_step * p.K;
-    r += R;
+  const int64_t calls = blocks.count * ((streams + S - 1) / S);
+  Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * stream),
+              last ? 0 : (int64_t(sizeof(T)) * units * G * L + calls - 1) / calls};
+  for (int64_t i0 = 0; i0 < blocks.count; i0 += kTilesAtATime) {
+    const int64_t i1 = i0 + kTilesAtATime < blocks.count ? i0 + kTilesAtATime : blocks.count, r0 = blocks.begin(i0);
+    for (int64_t piece = 0; piece < pieces; ++piece) {
+      const int64_t k0 = p.K * piece / pieces, k1 = p.K * (piece + 1) / pieces;
+      with_streams<S>(streams, [&](int s, auto count) {
+        const bool final = piece == pieces - 1 && s + count.value == streams;
+        for (int64_t i = i0; i < i1; ++i) {
+          const int64_t r = blocks.begin(i);
+          if (final) epilogue.touch(r, blocks.height(i), tile);
+          with_rows<R>(blocks.height(i), [&](auto height) {
+            T* to = out + (r - r0) * stride + s * W * L;
+            const Start<T> start = piece > 0 ? Start<T>{to, stride} : Start<T>{bias ? bias + s * W * L : bias, 0};
+            multiply_tile<T, height.value, count.value, W, Transposed>(p.a + r * p.lda + (Transposed ? k0 * L : k0),
+                                                                       p.lda, weights + s * stream + k0 * W * L, stream,
+                                                                       k1 - k0, start, to, stride, ahead);
+          });
+          ahead.p += ahead.step * (k1 - k0);
+        }
+      });
+    }
+    const int rows = int(blocks.begin(i1) - r0);
+    for (int u = 0; u < units; ++u) epilogue.apply(r0, rows, tile + u, out + u * G * L, stride);
   }
 }
 
-// epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Few rows leave registers free: then more panels at once.
+template <class T, int G, int I, bool Transposed, class Epilogue>
+FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1,
+                                 const Epilogue& epilogue) {
+  constexpr int W = kWidth<G>;
+  constexpr TileShape shape = kShapes<W>[I];
+  if constexpr (shape.most_rows != kAnyRows)
+    if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1, Transposed>(p, r0, r1, t0, t1, epilogue);
+  constexpr int vectors = shape.streams * W > kVectorsAtATime ? shape.streams * W : kVectorsAtATime;
+  constexpr int units = vectors / G > 1 ? vectors / G : 1;
+  alignas(64) T out[kTilesAtATime * shape.rows * units * G * kLanes<T>];
+  const Blocks blocks(r0, r1, shape.rows);
+  for (int64_t t = t0; t < t1; t += units)
+    sweep_rows<T, G, shape.rows, shape.streams, Transposed>(p, blocks, t, int(t1 - t < units ? t1 - t : units),
+                                                            t + units >= t1, out, epilogue);
+}
+
+// epilogue(rows, panels) for rows r0..r1 and panels t0..t1.
 template <class T, int G, bool Transposed = false, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
-  constexpr int wide = kRegisters == 32 ? 8 / G : 4 / G,
-                normal = kRegisters == 32 ? (G == 1 ? 4 : 1) : (G == 1 ? 2 : 1);
-  if (r1 <= r0) return;
-  int64_t t = t0;
-  if constexpr (wide > normal)
-    if (r1 - r0 <= 2)
-      for (; t + wide <= t1; t += wide) sweep_rows<T, wide, G, Transposed>(p, r0, r1, t, t + wide >= t1, epilogue);
-  for (; t + normal <= t1; t += normal) sweep_rows<T, normal, G, Transposed>(p, r0, r1, t, t + normal >= t1, epilogue);
-  if constexpr (normal > 2)
-    for (; t + 2 <= t1; t += 2) sweep_rows<T, 2, G, Transposed>(p, r0, r1, t, t + 2 >= t1, epilogue);
-  if constexpr (normal > 1)
-    for (; t < t1; ++t) sweep_rows<T, 1, G, Transposed>(p, r0, r1, t, t + 1 >= t1, epilogue);
+  if (r0 < r1) sweep_shape<T, G, 0, Transposed>(p, r0, r1, t0, t1, epilogue);
 }
 
 }  // namespace
