@@ -29,6 +29,7 @@ SOURCES = [
     *([Source("csrc/cpu/isa_avx512.cpp", AVX512), Source("csrc/cpu/isa_avx2.cpp", AVX2)] if X86 else []),
     Source("csrc/cpu/isa_baseline.cpp", KERNEL),
     Source("csrc/cpu/dispatch.cpp", DISPATCH),
+    Source("csrc/cpu/layer.cpp", DISPATCH),
     Source("csrc/ops_cpu.cpp", GLUE, torch=True),
 ]
 

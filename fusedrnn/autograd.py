@@ -24,12 +24,13 @@ from .ops import BACKWARD, CELLS, FORWARD
 
 TensorOrNone = Tensor | None
 
-# Arguments of a forward operator: seven tensors (some None), then batch_first, reverse, save.
-_TENSORS = 7
+# Arguments of a forward operator: seven tensors that have gradients (some None), tokens, then batch_first, reverse,
+# save and recompute.
+_TENSORS, _OTHERS = 7, 5
 
 
 def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    *tensors, batch_first, reverse, save = inputs
+    *tensors, batch_first, reverse, save, _ = inputs
     y, _, c_n, saved, c = output
     ctx.save_for_backward(*tensors, y, saved, c)
     ctx.layout, ctx.saved_for_backward = (batch_first, reverse), save
@@ -45,14 +46,14 @@ def _backward(
     ``run`` is the backward operator, or a Function around it; ``grads`` are those of the forward operator's results.
     """
     dy, dh_n, dc_n = grads[:3]
-    *inputs, y, saved, c = ctx.saved_tensors
+    *inputs, tokens, y, saved, c = ctx.saved_tensors
     if dy is None and dh_n is None and dc_n is None:
         return (None,) * _TENSORS
     if not ctx.saved_for_backward:
         raise RuntimeError("fusedrnn: this result was computed without what its backward needs (save=False)")
     if CELLS[cell].states == 1:
         dc_n = None
-    results = run(dy, dh_n, dc_n, *inputs, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
+    results = run(dy, dh_n, dc_n, *inputs, tokens, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
     return tuple(g if n and t is not None else None for g, n, t in zip(results, needed, inputs, strict=True))
 
 
@@ -62,23 +63,27 @@ def _vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[An
     return values, pull
 
 
-def _outputs(cell: str, inputs: Sequence[TensorOrNone], batch_first: bool, reverse: bool) -> tuple[Tensor, ...]:
-    """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator."""
+def _outputs(
+    cell: str, inputs: Sequence[TensorOrNone], tokens: TensorOrNone, batch_first: bool, reverse: bool
+) -> tuple[Tensor, ...]:
+    """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator and tokens."""
     x, h0, c0, *weights = inputs
     assert x is not None and h0 is not None
+    if tokens is not None:
+        x = torch.nn.functional.embedding(tokens, x)
     y, states = reference.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, batch_first, reverse)
     return (y, *states)
 
 
 def _setup_double(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    ctx.save_for_backward(*inputs[:3], *inputs[3 : 3 + _TENSORS])
+    ctx.save_for_backward(*inputs[: 3 + _TENSORS + 1])
     ctx.layout = inputs[-4:-2]
     ctx.set_materialize_grads(False)
 
 
 def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorOrNone, ...]:
     """Gradients for all arguments of the backward operator."""
-    arguments = ctx.saved_tensors
+    *arguments, tokens = ctx.saved_tensors
     given = [i for i, t in enumerate(arguments) if t is not None]
 
     def first(*values: Tensor) -> tuple[Tensor, ...]:
@@ -93,7 +98,7 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
             some = list(inputs)
             for i, v in zip(present, values, strict=True):
                 some[i] = v
-            return _outputs(cell, some, *ctx.layout)
+            return _outputs(cell, some, tokens, *ctx.layout)
 
         ys, pull = _vjp(outputs, *(inputs[i] for i in present))
         return pull(tuple(torch.zeros_like(y) if d is None else d for y, d in zip(ys, cotangents, strict=False)))
@@ -107,7 +112,7 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
         )
         second = iter(pull(tuple(cotangents)))
     # y, saved and c are computed from the other arguments: their share of the gradient is in those.
-    return (*(None if t is None else next(second) for t in arguments), *(None,) * 7)
+    return (*(None if t is None else next(second) for t in arguments), *(None,) * 8)
 
 
 def _register(cell: str) -> None:
@@ -115,7 +120,7 @@ def _register(cell: str) -> None:
         _setup_context(cell, ctx, inputs, output)
 
     def backward(ctx, *grads):
-        return (*_backward(cell, BACKWARD[cell], ctx, ctx.needs_input_grad[:_TENSORS], grads), None, None, None)
+        return (*_backward(cell, BACKWARD[cell], ctx, ctx.needs_input_grad[:_TENSORS], grads), *(None,) * _OTHERS)
 
     def double(ctx, *grads):
         return _double_backward(cell, ctx, *grads)
@@ -149,7 +154,7 @@ class _BackwardFunction(torch.autograd.Function):
 
 
 class _LayerFunction(torch.autograd.Function):
-    """``apply(cell, x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save)``: a forward operator, eagerly.
+    """``apply(cell, *arguments of a forward operator)``: that operator, eagerly.
 
     Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times in reverse mode, and
     under torch.func's vmap, grad and vjp.
@@ -171,7 +176,7 @@ class _LayerFunction(torch.autograd.Function):
     def backward(ctx, *grads):
         run = partial(_BackwardFunction.apply, ctx.cell)
         grads = _backward(ctx.cell, run, ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
-        return (None, *grads, None, None, None)
+        return (None, *grads, *(None,) * _OTHERS)
 
 
 class LSTMFunction(_LayerFunction):

@@ -1,12 +1,14 @@
 """The recurrent layers as functions: stacked layers over a sequence, and single steps.
 
 Weights come in PyTorch's shapes and gate order (i, f, g, o for the LSTM; r, z, n for the GRU), so that the parameters
-of nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32 or float64, on the CPU.
+of nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32, float64, bfloat16 or float16 (which are
+computed in float32), on the CPU.
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -27,36 +29,44 @@ def lstm(
     hx: Sequence[Tensor] | None,
     weights: Sequence[Tensor],
     *,
+    embedding: Tensor | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
     """Runs stacked LSTM layers over a whole sequence (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
     With D = 2 when bidirectional, else 1, L layers and H hidden units:
 
     Args:
-        input: ``[T, B, I]``, or ``[B, T, I]`` with batch_first; T > 0.
+        input: ``[T, B, I]``, or ``[B, T, I]`` with batch_first; T > 0. With embedding: int64 tokens ``[T, B]`` or
+            ``[B, T]``.
         hx: ``(h0, c0)``, each ``[L*D, B, H]``, or None for zeros.
         weights: for each layer and direction w_ih ``[4H, I]`` (``[4H, D*H]`` above the first layer), w_hh ``[4H, H]``
             and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters.
+        embedding: a table ``[V, I]`` whose rows the tokens pick: the same as ``input=F.embedding(tokens, embedding)``,
+            but where V < T*B each row is projected once, and each token's gradient is added to its row's before the
+            products of backward.
         dropout: probability of zeroing each output of every layer but the last, when training.
+        recompute: keep no gates for backward, which computes them again (Chen et al. 2016): less memory, more time.
 
     Returns:
         y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``.
 
     Raises:
-        RuntimeError: for shapes, dtypes or devices that do not fit each other, and for T = 0.
-        NotImplementedError: for tensors of other dtypes, on other devices, or under autocast.
+        RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
+            table, and for T = 0.
+        NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices,
+            or under autocast.
     """
     if hx is not None:
         _check_pair("lstm", hx)
-    y, states = _network(
-        "lstm", input, None if hx is None else tuple(hx), weights, num_layers, bidirectional, batch_first,
-        dropout if training else 0.0,
-    )  # fmt: skip
+        hx = tuple(hx)
+    network = _Network("lstm", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
+    y, states = network.run(input, hx, weights, embedding)
     return y, (states[0], states[1])
 
 
@@ -65,21 +75,21 @@ def gru(
     hx: Tensor | None,
     weights: Sequence[Tensor],
     *,
+    embedding: Tensor | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs stacked GRU layers over a whole sequence (Cho et al. 2014, the reset gate after the matrix product).
 
     Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
     """
-    states = None if hx is None else (hx,)
-    y, (h_n,) = _network(
-        "gru", input, states, weights, num_layers, bidirectional, batch_first, dropout if training else 0.0
-    )
-    return y, h_n
+    network = _Network("gru", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
+    y, states = network.run(input, None if hx is None else (hx,), weights, embedding)
+    return y, states[0]
 
 
 def rnn(
@@ -88,25 +98,26 @@ def rnn(
     weights: Sequence[Tensor],
     *,
     nonlinearity: str = "tanh",
+    embedding: Tensor | None = None,
     num_layers: int = 1,
     bidirectional: bool = False,
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, Tensor]:
     """Runs stacked Elman layers over a whole sequence, h = nonlinearity(w_ih x + b_ih + w_hh h + b_hh).
 
     Arguments and errors as for :func:`lstm`, with one state h and H rows in each weight; nonlinearity is "tanh" or
-    "relu", and another one raises ValueError. Returns ``(y, h_n)``.
+    "relu", and another one raises ValueError. There are no gates to keep: recompute changes nothing.
+    Returns ``(y, h_n)``.
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    states = None if hx is None else (hx,)
-    y, (h_n,) = _network(
-        f"rnn_{nonlinearity}", input, states, weights, num_layers, bidirectional, batch_first,
-        dropout if training else 0.0,
-    )  # fmt: skip
-    return y, h_n
+    cell = f"rnn_{nonlinearity}"
+    network = _Network(cell, num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
+    y, states = network.run(input, None if hx is None else (hx,), weights, embedding)
+    return y, states[0]
 
 
 def lstm_cell(
@@ -156,11 +167,14 @@ def _layer(
     x: Tensor,
     states: States,
     weights: Sequence[Tensor | None],
+    tokens: Tensor | None = None,
     batch_first: bool = False,
     reverse: bool = False,
+    recompute: bool = False,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction: y and the final states ``[B, H]``."""
+    """One layer in one direction: y and the final states ``[B, H]``. With tokens, x is the table that they pick from."""
     if forward_ad._current_level >= 0:
+        x = x if tokens is None else F.embedding(tokens, x)
         return reference.layer(cell, x, states, weights, batch_first, reverse)
     w_ih, w_hh, b_ih, b_hh = weights
     c0 = states[1] if len(states) == 2 else None
@@ -168,53 +182,81 @@ def _layer(
     needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
     if torch.compiler.is_compiling():
         # The operator is one node of the graph, and has the same backward.
-        out = FORWARD[cell](*tensors, batch_first, reverse, needs_grad)
+        out = FORWARD[cell](*tensors, tokens, batch_first, reverse, needs_grad, recompute)
     elif needs_grad or torch._C._functorch.maybe_current_level() is not None:
         # Inside a transform of torch.func, requires_grad does not tell.
-        out = FUNCTIONS[cell].apply(cell, *tensors, batch_first, reverse, True)
+        out = FUNCTIONS[cell].apply(cell, *tensors, tokens, batch_first, reverse, True, recompute)
     else:
-        out = FORWARD[cell](*tensors, batch_first, reverse, False)
+        out = FORWARD[cell](*tensors, tokens, batch_first, reverse, False, False)
     return out[0], (out[1],) if c0 is None else (out[1], out[2])
 
 
-def _network(
-    cell: str,
-    x: Tensor,
-    states: States | None,
-    weights: Sequence[Tensor],
-    num_layers: int,
-    bidirectional: bool,
-    batch_first: bool,
-    dropout: float,
-) -> tuple[Tensor, States]:
-    """Stacked layers. states are ``[L*D, B, H]`` each."""
-    directions = 2 if bidirectional else 1
-    groups = _groups(weights, num_layers * directions)
-    if x.dim() != 3:
-        raise RuntimeError(f"input must have 3 dimensions, got {x.dim()}")
-    if x.shape[1 if batch_first else 0] == 0:
-        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if states is None:
-        size = (len(groups), x.shape[0 if batch_first else 1], weights[1].shape[1])
-        states = (x.new_zeros(size),) * CELLS[cell].states
-    _check_served(x, states, weights)
-    for s in states:
-        if s.dim() != 3 or s.shape[0] != len(groups):
-            raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
-    starts = list(zip(*(s.unbind(0) for s in states), strict=True))
-    ends: list[States] = []
-    for first in range(0, len(groups), directions):
-        if first and dropout:
-            x = _dropout(x, dropout, batch_first)
-        ys = []
-        for d in range(directions):
-            y, end = _layer(cell, x, starts[first + d], groups[first + d], batch_first, reverse=d == 1)
-            ys.append(y)
-            ends.append(end)
-        x = torch.cat(ys, -1) if bidirectional else ys[0]
-    if len(ends) == 1:
-        return x, tuple(s.unsqueeze(0) for s in ends[0])
-    return x, tuple(torch.stack(s) for s in zip(*ends, strict=True))
+class _Network(NamedTuple):
+    """Stacked layers."""
+
+    cell: str
+    num_layers: int
+    bidirectional: bool
+    batch_first: bool
+    dropout: float
+    recompute: bool
+
+    def run(
+        self, x: Tensor, states: States | None, weights: Sequence[Tensor], embedding: Tensor | None
+    ) -> tuple[Tensor, States]:
+        """y and the final states; states are ``[L*D, B, H]`` each."""
+        directions = 2 if self.bidirectional else 1
+        groups = _groups(weights, self.num_layers * directions)
+        dims = 3 if embedding is None else 2
+        if x.dim() != dims:
+            raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
+        T, B = (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
+        if T == 0:
+            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        tokens = None
+        if embedding is not None:
+            _check_tokens(x, embedding, weights[0])
+            tokens, x = x, embedding
+        if states is None:
+            states = (x.new_zeros((len(groups), B, weights[1].shape[1])),) * CELLS[self.cell].states
+        _check_served(x, states, weights)
+        for s in states:
+            if s.dim() != 3 or s.shape[0] != len(groups):
+                raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
+        if tokens is not None and x.shape[0] >= T * B:  # projecting the rows that are used costs less
+            tokens, x = None, F.embedding(tokens, x)
+        if len(groups) == 1:
+            y, end = self._layer(x, tuple(s[0] for s in states), groups[0], tokens, False)
+            return y, tuple(s.unsqueeze(0) for s in end)
+        starts = list(zip(*(s.unbind(0) for s in states), strict=True))
+        ends: list[States] = []
+        for first in range(0, len(groups), directions):
+            if first and self.dropout:
+                x = _dropout(x, self.dropout, self.batch_first)
+            ys = []
+            for d in range(directions):
+                y, end = self._layer(x, starts[first + d], groups[first + d], tokens, d == 1)
+                ys.append(y)
+                ends.append(end)
+            x, tokens = torch.cat(ys, -1) if self.bidirectional else ys[0], None
+        return x, tuple(torch.stack(s) for s in zip(*ends, strict=True))
+
+    def _layer(
+        self, x: Tensor, states: States, weights: Sequence[Tensor | None], tokens: Tensor | None, reverse: bool
+    ) -> tuple[Tensor, States]:
+        return _layer(self.cell, x, states, weights, tokens, self.batch_first, reverse, self.recompute)
+
+
+def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
+    if tokens.dtype != torch.int64:
+        raise RuntimeError(f"Expected tokens of dtype torch.int64 with embedding, got {tokens.dtype}")
+    if embedding.dim() != 2 or embedding.shape[1] != w_ih.shape[1]:
+        raise RuntimeError(f"Expected embedding of shape [V, {w_ih.shape[1]}], got {list(embedding.shape)}")
+    if tokens.device != embedding.device:
+        raise RuntimeError(
+            f"Input and embedding are not at the same device, found input tensor at {tokens.device} "
+            f"and embedding at {embedding.device}"
+        )
 
 
 def _groups(weights: Sequence[Tensor], count: int) -> list[Sequence[Tensor | None]]:
@@ -254,14 +296,14 @@ def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]
     return _layer(cell, x.unsqueeze(0), states, weights)[1]
 
 
-_DTYPES = (torch.float32, torch.float64)
+_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check_served(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
     """Says what is not served yet, and refuses tensors of different dtypes or devices."""
     if x.dtype not in _DTYPES:
         raise NotImplementedError(
-            f"fusedrnn computes in torch.float32 and torch.float64, got {x.dtype}; use nn.* for it, or float32 tensors"
+            f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}"
         )
     if x.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"fusedrnn has kernels for the CPU only, got a tensor on {x.device}; use nn.* there")

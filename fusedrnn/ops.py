@@ -44,30 +44,34 @@ def _define_fakes(cell: str) -> None:
     shape = CELLS[cell]
 
     @torch.library.register_fake(f"fusedrnn::{cell}")
-    def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save):
-        torch._check(x.dim() == 3, lambda: f"fusedrnn: expected x of 3 dimensions, got {list(x.shape)}")
+    def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, save, recompute):
+        rows = x if tokens is None else tokens
+        dims = 3 if tokens is None else 2
+        torch._check(x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}")
         torch._check(w_hh.dim() == 2, lambda: f"fusedrnn: expected w_hh of 2 dimensions, got {list(w_hh.shape)}")
-        outer, inner = x.shape[0], x.shape[1]
-        batch, hidden = (outer if batch_first else inner), w_hh.shape[1]
+        outer, inner = rows.shape[0], rows.shape[1]
+        steps, batch = (inner, outer) if batch_first else (outer, inner)
+        hidden = w_hh.shape[1]
         torch._check(
-            w_ih.shape[0] == shape.gates * hidden and w_ih.shape[1] == x.shape[2],
-            lambda: f"fusedrnn: expected w_ih of shape {[shape.gates * hidden, x.shape[2]]}, got {list(w_ih.shape)}",
+            w_ih.shape[0] == shape.gates * hidden and w_ih.shape[1] == x.shape[-1],
+            lambda: f"fusedrnn: expected w_ih of shape {[shape.gates * hidden, x.shape[-1]]}, got {list(w_ih.shape)}",
         )
         torch._check(
             h0.shape[0] == batch and h0.shape[1] == hidden,
             lambda: f"fusedrnn: expected h0 of shape {[batch, hidden]}, got {list(h0.shape)}",
         )
         has_c = shape.states == 2
+        gates = save and not recompute and shape.saved
         return (
             x.new_empty(outer, inner, hidden),
             x.new_empty(batch, hidden),
             x.new_empty(batch, hidden) if has_c else x.new_empty(0),
-            x.new_empty(outer, inner, shape.saved * hidden) if save and shape.saved else x.new_empty(0),
-            x.new_empty(outer, inner, hidden) if save and has_c else x.new_empty(0),
+            x.new_empty(steps, batch, shape.saved * hidden) if gates else x.new_empty(0),
+            x.new_empty(steps, batch, hidden) if save and has_c else x.new_empty(0),
         )
 
     @torch.library.register_fake(f"fusedrnn::{cell}_backward")
-    def _(dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, saved, c, batch_first, reverse, need_x, need_w):
+    def _(dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, y, saved, c, batch_first, reverse, need_x, need_w):
         def like(t: Tensor | None, wanted: bool = True) -> Tensor:
             return x.new_empty(0) if t is None or not wanted else x.new_empty(t.shape)
 

@@ -78,9 +78,9 @@ def cotangents(cell: str, args: Arguments, layout: tuple[bool, bool]) -> list[Te
 def fused(cell: str, args: Arguments, layout: tuple[bool, bool], grads: list[Tensor]) -> dict[str, Tensor]:
     """Outputs and gradients of the operators, by name."""
     with torch.no_grad():
-        y, h_n, c_n, saved, c = FORWARD[cell](*args, *layout, True)
+        y, h_n, c_n, saved, c = FORWARD[cell](*args, None, *layout, True, False)
         dc_n = grads[2] if CELLS[cell].states == 2 else None
-        results = BACKWARD[cell](*grads[:2], dc_n, *args, y, saved, c, *layout, True, True)
+        results = BACKWARD[cell](*grads[:2], dc_n, *args, None, y, saved, c, *layout, True, True)
     outputs = {"y": y, "h_n": h_n, **({"c_n": c_n} if CELLS[cell].states == 2 else {})}
     return outputs | {f"d{n}": g for n, g, t in zip(NAMES, results, args, strict=True) if t is not None}
 

@@ -24,7 +24,7 @@ def runner(path, cell, args, layout):
     def run(*given):
         rest = iter(given)
         full = Arguments(*(None if t is None else next(rest) for t in args))
-        flags = (*layout, True)
+        flags = (None, *layout, True, False)
         out = FORWARD[cell](*full, *flags) if path == "operator" else FUNCTIONS[cell].apply(cell, *full, *flags)
         return out[:3] if CELLS[cell].states == 2 else out[:2]
 

@@ -237,16 +237,11 @@ def test_zero_steps_are_refused_as_in_nn(kind: Kind, options: dict[str, Any], B:
     assert str(actual) == str(expected)
 
 
-# What to use instead: nn.* or a dtype that is served.
-INSTEAD = r"nn\.|float32"
-
-
-@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.complex64], ids=str)
 @each_module
-def test_unserved_dtype_says_what_to_use(kind: Kind, dtype: torch.dtype) -> None:
-    module = kind.ours(3, 4, dtype=dtype)
-    x, hx = kind.example(module, dtype=dtype)
-    with pytest.raises(NotImplementedError, match=both(str(dtype), INSTEAD)):
+def test_unserved_dtype_says_what_to_use(kind: Kind) -> None:
+    module = kind.ours(3, 4, dtype=torch.complex64)
+    x, hx = kind.example(module, dtype=torch.complex64)
+    with pytest.raises(NotImplementedError, match=both("complex64", "float32")):
         call(module, x, hx)
 
 

@@ -51,24 +51,23 @@ FUSEDRNN_INLINE void in_groups(const Step& step, int64_t row, int rows, int64_t 
     run(Edge<false>{int(H - unit)});
 }
 
-template <class T, int S>
-FUSEDRNN_INLINE void touch_rows(const Rows<T>& m, int64_t row, int R, int64_t unit, int64_t H) {
-  for (int i = 0; i < R; ++i)
-    for (int s = 0; s < S; ++s) __builtin_prefetch(m.at(row + i, s * H + unit));
-}
-
-// One step forward. The states h and c live in compact padded buffers; y, c and the saved values go to the caller's.
+// One step forward. h lives in compact padded buffers, and so does c where the step belongs to a sequence; y, c and
+// the saved values go to the caller's memory. Without y, only what backward needs is written.
 template <class Cell, class T>
 struct ForwardStep {
   int64_t H;
-  Rows<T> x;                      // in: projections; out: saved values, when save
-  const T* bias;                  // b_ih, packed
-  Rows<T> h_prev, h_next, c_now;  // padded
-  Rows<T> y, c;
-  bool save;
+  Rows<const T> x;  // projections: of the rows, or of tokens
+  Rows<const int64_t> tokens;
+  const T* bias;  // b_ih, packed
+  Rows<const T> h_prev, c_prev;
+  Rows<T> h_next, c_next;  // padded
+  Rows<T> y, c, saved;     // or null
+
+  FUSEDRNN_INLINE const T* projection(int64_t row) const { return x.at(tokens.p ? *tokens.at(row, 0) : row, 0); }
 
   FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile) const {
-    touch_rows<T, Cell::kGates>(x, row, R, tile * kLanes<T>, H);
+    for (int i = 0; i < R; ++i)
+      for (int g = 0; g < Cell::kGates; ++g) __builtin_prefetch(projection(row + i) + g * H + tile * kLanes<T>);
   }
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
@@ -80,22 +79,27 @@ struct ForwardStep {
   FUSEDRNN_INLINE void group(int64_t row, int64_t unit, const T* product, int64_t step, E edge) const {
     constexpr int L = kLanes<T>, G = Cell::kGates;
     using F = Pack<T, P>;
-    F in[G], r[G], saved[Cell::kSaved ? Cell::kSaved : 1];
+    F in[G], r[G], values[Cell::kSaved ? Cell::kSaved : 1];
     State<F> state;
+    const T* from[P];
+    FUSEDRNN_EACH(i, P) from[i] = projection(row + i) + unit;
     FUSEDRNN_EACH(g, G) {
       const Vec<T> b = load(bias + unit * G + g * L);
-      FUSEDRNN_EACH(i, P) in[g].v[i] = edge.get(x.at(row + i, g * H + unit)) + b;
+      FUSEDRNN_EACH(i, P) in[g].v[i] = edge.get(from[i] + g * H) + b;
       FUSEDRNN_EACH(i, P) r[g].v[i] = load(product + i * step + g * L);
     }
-    FUSEDRNN_EACH(i, P) state.h.v[i] = load(h_prev.at(row + i, unit));
-    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) state.c.v[i] = load(c_now.at(row + i, unit));
-    Cell::forward(in, r, state, saved);
+    FUSEDRNN_EACH(i, P) state.h.v[i] = edge.get(h_prev.at(row + i, unit));
+    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) state.c.v[i] = edge.get(c_prev.at(row + i, unit));
+    Cell::forward(in, r, state, values);
+    if (saved.p)
+      FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) edge.put(saved.at(row + i, k * H + unit), values[k].v[i]);
+    if (!y.p) return;
     FUSEDRNN_EACH(i, P) store(h_next.at(row + i, unit), state.h.v[i]);
     FUSEDRNN_EACH(i, P) edge.put(y.at(row + i, unit), state.h.v[i]);
-    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) store(c_now.at(row + i, unit), state.c.v[i]);
-    if (!save) return;
-    FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) edge.put(x.at(row + i, k * H + unit), saved[k].v[i]);
-    if constexpr (Cell::kHasCellState) FUSEDRNN_EACH(i, P) edge.put(c.at(row + i, unit), state.c.v[i]);
+    if constexpr (Cell::kHasCellState) {
+      FUSEDRNN_EACH(i, P) store(c_next.at(row + i, unit), state.c.v[i]);
+      if (c.p) FUSEDRNN_EACH(i, P) edge.put(c.at(row + i, unit), state.c.v[i]);
+    }
   }
 };
 
@@ -103,13 +107,14 @@ struct ForwardStep {
 template <class Cell, class T>
 struct BackwardStep {
   int64_t H;
-  Rows<const T> saved, y, h_prev, c, c_prev, dy;
-  bool has_dy, use_direct;
+  Rows<const T> saved, y, h_prev, c, c_prev, dy;  // dy may be null
+  bool use_direct;
   Rows<T> delta;
   Rows<T> direct, dc;  // padded; direct is the part of dh that does not pass w_hh
 
   FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile) const {
-    touch_rows<const T, Cell::kSaved>(saved, row, R, tile * kLanes<T>, H);
+    for (int i = 0; i < R; ++i)
+      for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(saved.at(row + i, k * H + tile * kLanes<T>));
   }
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
@@ -123,7 +128,7 @@ struct BackwardStep {
     Step<F> step;
     StateGrad<F> grad;
     FUSEDRNN_EACH(i, P) grad.dh.v[i] = load(product + i * stride);
-    if (has_dy) FUSEDRNN_EACH(i, P) grad.dh.v[i] += edge.get(dy.at(row + i, unit));
+    if (dy.p) FUSEDRNN_EACH(i, P) grad.dh.v[i] += edge.get(dy.at(row + i, unit));
     if (use_direct) FUSEDRNN_EACH(i, P) grad.dh.v[i] += load(direct.at(row + i, unit));
     FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) values[k].v[i] = edge.get(saved.at(row + i, k * H + unit));
     if constexpr (Cell::kReadsOutput) FUSEDRNN_EACH(i, P) step.h.v[i] = edge.get(y.at(row + i, unit));
@@ -140,21 +145,22 @@ struct BackwardStep {
   }
 };
 
-// The end of backward: dh0 = product + direct.
+// c = product, or c += product.
 template <class T>
-struct StoreStateGrad {
-  int64_t H;
-  Rows<T> dh0, direct;
-  bool use_direct;
+struct StoreProduct {
+  Rows<T> c;
+  int64_t N;
+  bool add;
 
   FUSEDRNN_INLINE void touch(int64_t, int, int64_t) const {}
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
-    const int64_t unit = tile * kLanes<T>, valid = H - unit;
+    const int64_t column = tile * kLanes<T>, valid = N - column;
     for (int i = 0; i < rows; ++i) {
+      T* to = c.at(row + i, column);
       Vec<T> v = load(product + i * stride);
-      if (use_direct) v += load(direct.at(row + i, unit));
-      store_up_to(dh0.at(row + i, unit), v, valid);
+      if (add) v += load_up_to(to, valid);
+      store_up_to(to, v, valid);
     }
   }
 };

@@ -1,7 +1,6 @@
 // The table of one instruction set. Included by the isa_*.cpp files alone, which differ in the flags that compile them.
 #pragma once
 #include "loop.h"
-#include "product.h"
 
 namespace fusedrnn {
 namespace {
@@ -22,22 +21,27 @@ static void with_cell(CellKind kind, const F& f) {
 }
 
 template <class T>
-static int64_t forward_workspace(CellKind kind, int64_t B, int64_t H) {
+static int64_t forward_states(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind, [&](auto cell) { size = ForwardLayout<decltype(cell), T>(B, H).size; });
+  with_cell(kind, [&](auto cell) { size = ForwardStates<decltype(cell), T>::size(B, H); });
   return size;
 }
 
 template <class T>
-static int64_t backward_workspace(CellKind kind, int64_t B, int64_t H) {
+static int64_t backward_states(CellKind kind, int64_t B, int64_t H) {
   int64_t size = 0;
-  with_cell(kind, [&](auto cell) { size = BackwardLayout<decltype(cell), T>(B, H).size; });
+  with_cell(kind, [&](auto cell) { size = BackwardStates<decltype(cell), T>::size(B, H); });
   return size;
 }
 
 template <class T>
 static void run_forward(CellKind kind, const Forward<T>& a, const Runner& runner) {
   with_cell(kind, [&](auto cell) { forward<decltype(cell), T>(a, runner); });
+}
+
+template <class T>
+static void run_recompute(CellKind kind, const Recompute<T>& a, const Runner& runner) {
+  with_cell(kind, [&](auto cell) { recompute<decltype(cell), T>(a, runner); });
 }
 
 template <class T>
@@ -58,7 +62,7 @@ static void run_activations(const T* x, T* sigmoids, T* tanhs, int64_t n) {
 // As many chains as hide the latency of two multiply-adds a cycle, in registers alone.
 template <class T>
 static int64_t multiply_add(int64_t rounds, const Runner& runner) {
-  constexpr int kChains = kRegisters == 32 ? 24 : 12;
+  constexpr int kChains = kRegisters == 32 ? 16 : 12;  // all of which FUSEDRNN_EACH unrolls
   runner.run(
       runner.threads,
       [](void* p, int64_t begin, int64_t end) {
@@ -76,9 +80,10 @@ static int64_t multiply_add(int64_t rounds, const Runner& runner) {
 }
 
 template <class T>
-constexpr Kernels<T> kKernels = {forward_workspace<T>, backward_workspace<T>, run_forward<T>,
-                                 run_backward<T>,      product_workspace<T>,  product<T>,
-                                 column_sums<T>,       run_activations<T>,    multiply_add<T>};
+constexpr Kernels<T> kKernels = {
+    kLanes<T>,         packed_size<T>,     pack<T>,        pack_steps<T>,    pack_bias<T>,       copy<T>,
+    forward_states<T>, backward_states<T>, run_forward<T>, run_recompute<T>, run_backward<T>,    product_scratch<T>,
+    product<T>,        few_products<T>,    column_sums<T>, add_by_token<T>,  run_activations<T>, multiply_add<T>};
 
 }  // namespace
 }  // namespace fusedrnn

@@ -1,16 +1,24 @@
 // The CPU kernels as the rest of the library sees them: plain structs of pointers and sizes, and one table of functions
 // per instruction set. No torch in here, and nothing but C types, so that every instruction set shares the
 // declarations.
+//
+// Kernels compute in T, float or double. Tensors of the user may be stored in another type, which is converted where it
+// is packed or copied.
 #pragma once
 #include <cstddef>
 #include <cstdint>
 
-#include "../sequence.h"
+#include "../inline.h"
 
 namespace fusedrnn {
 namespace cpu {
 
 enum CellKind { kLstm, kGru, kRnnTanh, kRnnRelu, kCells };
+enum Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
+
+constexpr int64_t size_of(Type type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }
+template <class T>
+constexpr Type kTypeOf = sizeof(T) == 4 ? kFloat32 : kFloat64;
 
 // Somebody's threads. run() calls body(context, begin, end) on pieces that make up [0, n), on as many threads as it
 // likes, even one after the other.
@@ -20,62 +28,121 @@ struct Runner {
   int threads;
 };
 
-// One layer in one direction. A matrix "per row" has one row per step and batch entry, numbered by Sequence::row.
+// A tensor of one row per step and batch entry, in any layout: the row of step t and entry b is at p + t step + b row.
+template <class P>
+struct Steps {
+  P* p;
+  int64_t step, row;
+
+  FUSEDRNN_INLINE P* at(int64_t t, int64_t b = 0) const { return p + t * step + b * row; }
+  explicit operator bool() const { return p != nullptr; }
+};
+
+// The same, stored in a type that is known at run time. Strides are in elements.
+struct Stored {
+  void* p;
+  Type type;
+  int64_t step, row;
+
+  template <class P>
+  FUSEDRNN_INLINE Steps<P> as() const {
+    return {static_cast<P*>(p), step, row};
+  }
+};
+
+// A weight matrix in PyTorch's layout: row g N + n, column k, of G gates. One of the strides is 1.
+struct Factor {
+  const void* p;
+  Type type;
+  int64_t G, N, K, n_stride, k_stride;
+};
+
+// One layer in one direction, or some steps of it. Rows of x hold w_ih x without bias.
 template <class T>
 struct Forward {
-  Sequence sequence;
-  int64_t H;
-  int64_t first, last;  // the steps of this call, in the order in which they are run; state is kept in the workspace
-  T* x;                 // per row, w_ih x without bias; with save, replaced by what backward needs
+  int64_t steps, B, H;
+  bool reverse;
+  int64_t first, last;          // the steps of this call, in the order in which they are run
+  Steps<const T> x;             // or a table of which tokens pick the rows
+  Steps<const int64_t> tokens;  // or null
+  Steps<T> saved;               // what backward needs, or null; may be x itself
+  Steps<T> y;
+  Steps<T> c;            // or null
+  const T *h0, *c0;      // [B, H]
+  T *h_n, *c_n;          // [B, H], written by the call that runs the last step
+  const T* weights;      // packed w_hh, or null for few rows: then w_hh is read where it is
+  Factor w_hh;           // G gates, K = H
+  const T *b_ih, *b_hh;  // packed
+  T* states;             // forward_states() values that live from call to call, aligned to 64 bytes
+};
+
+// What backward needs of steps t0 to t1, computed again from the states that the steps began with.
+template <class T>
+struct Recompute {
+  int64_t rows, H;
+  T* x;  // rows ldx apart: in w_ih x without bias, out what forward saves
   int64_t ldx;
-  int64_t x_row0;  // the row that x points at
-  bool save;
-  const T *h0, *c0;             // [B, H]
-  const T *w_hh, *b_ih, *b_hh;  // [G H, H], [G H] or null
-  T* y;                         // per row, [H]
-  T* c;                         // per row, [H], or null: only with save
-  T *h_n, *c_n;                 // [B, H]
-  T* workspace;                 // forward_workspace() values, aligned to 64 bytes
+  const T *h, *c;  // the states before, rows ldh apart
+  int64_t ldh;
+  const T *weights, *b_ih, *b_hh;  // packed
 };
 
 template <class T>
 struct Backward {
-  Sequence sequence;
-  int64_t H;
-  const T* saved;  // per row, what forward left in x
-  int64_t ld_saved;
-  const T *y, *c;  // per row, [H]
-  const T *h0, *c0, *w_hh;
-  const T *dy, *dh_n, *dc_n;  // gradients of y (per row), h_n and c_n; null means zero
-  T* delta;                   // per row, kDeltas [H] each: gradients of the pre-activations
-  T *dh0, *dc0;               // [B, H]
-  T* workspace;
+  int64_t steps, B, H;
+  bool reverse;
+  int64_t first, last;  // the steps of this call, which are run from last - 1 down to first
+  Steps<const T> saved, y, c;
+  const T *h0, *c0;
+  Steps<const T> dy;     // gradients of y, or null for zero
+  const T *dh_n, *dc_n;  // of the last states, or null; [B, H]
+  const T* weights;      // packed w_hh, or null for few rows
+  Factor w_hh;           // one gate, N = H, K = G H
+  Steps<T> delta;        // kDeltas [H] each: gradients of the pre-activations; also holds those of step `last`
+  T *dh0, *dc0;          // [B, H], written by the call that runs the first step
+  T* states;             // backward_states() values that live from call to call
 };
 
-// c[M, N] = a b, or c += a b with add. Of each factor's strides one is 1.
+// c[M, N] = a b, or c += a b with add. One of the strides of a is 1.
 template <class T>
 struct Gemm {
   int64_t M, N, K;
   const T* a;
   int64_t a_row, a_k;  // strides of a[M, K]
-  const T* b;
-  int64_t b_k, b_n;  // strides of b[K, N]
+  const T* b;          // packed, one gate
   T* c;
   int64_t ldc;
   bool add;
-  T* workspace;  // product_workspace() values, aligned to 64 bytes
+  T* scratch;  // product_scratch() values, when a_row is 1
 };
 
 template <class T>
 struct Kernels {
-  int64_t (*forward_workspace)(CellKind, int64_t B, int64_t H);
-  int64_t (*backward_workspace)(CellKind, int64_t B, int64_t H);
+  int64_t lanes;
+  // Values of a packed factor of G gates, N units and K columns.
+  int64_t (*packed_size)(int64_t G, int64_t N, int64_t K);
+  void (*pack)(const Factor&, T* packed, const Runner&);
+  // Rows k0... of a factor of K rows and N columns, from steps t0 to t1 of a tensor.
+  void (*pack_steps)(const Stored&, int64_t t0, int64_t t1, int64_t B, int64_t N, int64_t K, int64_t k0, T* packed,
+                     const Runner&);
+  void (*pack_bias)(const void* bias, Type, int64_t G, int64_t H, T* packed);
+  // Rows of N values, from one layout and type to another.
+  void (*copy)(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N, const Runner&);
+  int64_t (*forward_states)(CellKind, int64_t B, int64_t H);
+  int64_t (*backward_states)(CellKind, int64_t B, int64_t H);
   void (*forward)(CellKind, const Forward<T>&, const Runner&);
+  void (*recompute)(CellKind, const Recompute<T>&, const Runner&);
   void (*backward)(CellKind, const Backward<T>&, const Runner&);
-  int64_t (*product_workspace)(const Gemm<T>&, int threads);
+  int64_t (*product_scratch)(int64_t K, int threads);
   void (*product)(const Gemm<T>&, const Runner&);
-  // out[n] = sum of a[rows, n] over the rows, added in blocks so that the rounding error grows slowly.
-  void (*column_sums)(const T* a, int64_t rows, int64_t n, T* out, const Runner&);
+  // c[M, G N] = a[M, K] b^T for few rows and a factor that is read where it is (k_stride 1).
+  void (*few_products)(const T* a, int64_t M, const Factor& b, T* c, int64_t ldc, const Runner&);
+  // out[n] (+)= sum of a[rows, n] over the rows, added in blocks so that the rounding error grows slowly.
+  void (*column_sums)(const T* a, int64_t rows, int64_t n, T* out, bool add, const Runner&);
+  // out[tokens[t, b]] += the first n values of rows[t, b], in the order of the rows: the same for any number of
+  // threads.
+  void (*add_by_token)(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t t0, int64_t t1,
+                       int64_t B, int64_t n, T* out, const Runner&);
   // Packs of sigmoid and tanh over n values each: what the tests of their accuracy call.
   void (*activations)(const T* x, T* sigmoid, T* tanh, int64_t n);
   // Multiplies and adds in registers, `rounds` times on each thread, and returns how many floating-point operations

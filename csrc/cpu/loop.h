@@ -8,16 +8,15 @@
 #include "../cells/lstm.h"
 #include "../cells/rnn.h"
 #include "epilogue.h"
-#include "pack.h"
+#include "few.h"
 #include "team.h"
-#include "tile.h"
 
 namespace fusedrnn {
 namespace {
 
 using cpu::Backward;
 using cpu::Forward;
-using cpu::Runner;
+using cpu::Recompute;
 
 constexpr int64_t kCacheBytes = 1 << 20;  // of the second level, per core
 constexpr double kWorthAThread = 1e5;     // floating-point operations
@@ -83,12 +82,6 @@ static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner&
   }
 }
 
-// Null stays null: a tensor that a cell does not have is never read.
-template <class T>
-FUSEDRNN_INLINE T* offset(T* p, int64_t n) {
-  return p ? p + n : p;
-}
-
 // Copies the part of a [B, H] state that belongs to a share, into a padded buffer or out of it. Null reads as zero, and
 // so does the padding, where garbage could be subnormal and slow.
 template <class T>
@@ -98,152 +91,156 @@ static void copy_state(const T* from, int64_t from_stride, T* to, int64_t to_str
     for (int64_t j = j0; j < j1; ++j) to[b * to_stride + j] = from && j < H ? from[b * from_stride + j] : T(0);
 }
 
-// Where things are in the workspace of forward, in values.
+template <class P, class T>
+FUSEDRNN_INLINE Rows<P> rows_of(const Steps<T>& all, int64_t t) {
+  return {all ? all.at(t) : nullptr, all.row};
+}
+
+// The step that is run as the k-th.
+FUSEDRNN_INLINE int64_t step_of(int64_t k, int64_t steps, bool reverse) { return reverse ? steps - 1 - k : k; }
+
+// Where the states of forward are: h in two buffers that take turns, c in one.
 template <class Cell, class T>
-struct ForwardLayout {
-  int64_t weights, bias_x, bias_r, h[2], c, size;
-  ForwardLayout(int64_t B, int64_t H) {
-    const int64_t Hp = padded<T>(H), G = Cell::kGates;
-    weights = 0;
-    bias_x = weights + G * Hp * H;
-    bias_r = bias_x + G * Hp;
-    h[0] = bias_r + G * Hp;
-    h[1] = h[0] + B * Hp;
-    c = h[1] + B * Hp;
-    size = c + (Cell::kHasCellState ? B * Hp : 0);
-  }
+struct ForwardStates {
+  static int64_t size(int64_t B, int64_t H) { return (Cell::kHasCellState ? 3 : 2) * B * padded<T>(H); }
+  T *h[2], *c;
+  ForwardStates(T* p, int64_t B, int64_t H)
+      : h{p, p + B * padded<T>(H)}, c(Cell::kHasCellState ? h[1] + B * padded<T>(H) : nullptr) {}
 };
 
 template <class Cell, class T>
 static void forward(const Forward<T>& a, const Runner& runner) {
-  constexpr int64_t G = Cell::kGates, L = kLanes<T>;
-  const Sequence& seq = a.sequence;
-  const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
-  const ForwardLayout<Cell, T> at(B, H);
-  T *const weights = a.workspace + at.weights, *const bias_x = a.workspace + at.bias_x;
-  T *const bias_r = a.workspace + at.bias_r, *const c_now = a.workspace + at.c;
-  T* const h[2] = {a.workspace + at.h[0], a.workspace + at.h[1]};
-  const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
-  if (a.first == 0)
-    for_each_panel(tiles, weight_bytes > (64 << 10), runner, [&](int64_t t) {
-      pack_rows<T, G>(a.w_hh, H, H, H, t, weights + t * H * G * L);
-      pack_bias(a.b_ih, G, H, t, bias_x);
-      pack_bias(a.b_hh, G, H, t, bias_r);
-    });
-  const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, weight_bytes, runner.threads);
+  constexpr int64_t G = Cell::kGates;
+  const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
+  const ForwardStates<Cell, T> at(a.states, B, H);
+  const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, G * Hp * H * int64_t(sizeof(T)), runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
-    const int64_t stride = seq.batch_stride();
     if (a.first == 0) {
-      copy_state(a.h0, H, h[0], Hp, H, s);
-      if (Cell::kHasCellState) copy_state(a.c0, H, c_now, Hp, H, s);
+      copy_state(a.h0, H, at.h[0], Hp, H, s);
+      if (Cell::kHasCellState) copy_state(a.c0, H, at.c, Hp, H, s);
       if (team) team->barrier();
     }
     for (int64_t k = a.first; k < a.last; ++k) {
-      const int64_t row = seq.row(seq.step(k), 0);
-      T* h_prev = h[k & 1];
-      ForwardStep<Cell, T> step{H,
-                                {a.x + (row - a.x_row0) * a.ldx, stride * a.ldx},
-                                bias_x,
-                                {h_prev, Hp},
-                                {h[(k + 1) & 1], Hp},
-                                {c_now, Hp},
-                                {a.y + row * H, stride * H},
-                                {offset(a.c, row * H), stride * H},
-                                a.save};
-      sweep<T, G>(Product<T>{h_prev, Hp, weights, H, bias_r}, s.r0, s.r1, s.t0, s.t1, step);
+      const int64_t t = step_of(k, a.steps, a.reverse);
+      T *const before = at.h[k & 1], *const after = at.h[(k + 1) & 1];
+      const ForwardStep<Cell, T> step{H,
+                                      a.tokens ? Rows<const T>{a.x.p, a.x.row} : rows_of<const T>(a.x, t),
+                                      rows_of<const int64_t>(a.tokens, t),
+                                      a.b_ih,
+                                      {before, Hp},
+                                      {at.c, Hp},
+                                      {after, Hp},
+                                      {at.c, Hp},
+                                      rows_of<T>(a.y, t),
+                                      rows_of<T>(a.c, t),
+                                      rows_of<T>(a.saved, t)};
+      if (a.weights)
+        sweep<T, G>(packed_product<T, G>(before, Hp, a.weights, H, a.b_hh), s.r0, s.r1, s.t0, s.t1, step);
+      else
+        sweep_few<T, G>(before, Hp, a.w_hh, a.b_hh, s.r0, s.r1, s.t0, s.t1, step);
       if (team) team->barrier();
     }
-    if (a.last == seq.T) {
-      copy_state<T>(h[seq.T & 1], Hp, a.h_n, H, H, s);
-      if (Cell::kHasCellState) copy_state<T>(c_now, Hp, a.c_n, H, H, s);
+    if (a.last == a.steps) {
+      copy_state<T>(at.h[a.steps & 1], Hp, a.h_n, H, H, s);
+      if (Cell::kHasCellState) copy_state<T>(at.c, Hp, a.c_n, H, H, s);
     }
   });
 }
 
 template <class Cell, class T>
-struct BackwardLayout {
-  int64_t weights, direct, dc, size;
-  BackwardLayout(int64_t B, int64_t H) {
-    const int64_t Hp = padded<T>(H);
-    weights = 0;
-    direct = weights + Cell::kGates * Hp * H;
-    dc = direct + B * Hp;
-    size = dc + (Cell::kHasCellState ? B * Hp : 0);
+static void recompute(const Recompute<T>& a, const Runner& runner) {
+  constexpr int64_t G = Cell::kGates;
+  const ForwardStep<Cell, T> step{a.H, {a.x, a.ldx}, {}, a.b_ih, {a.h, a.ldh}, {a.c, a.ldh},
+                                  {},  {},           {}, {},     {a.x, a.ldx}};
+  const int64_t shares = a.rows < runner.threads ? a.rows : runner.threads;
+  for_each(shares, true, runner, [&](int64_t s) {
+    // Rows that stay in the second-level cache while all panels pass.
+    const Blocks parts(a.rows * s / shares, a.rows * (s + 1) / shares,
+                       int(kRowBytes / (int64_t(sizeof(T)) * a.H) + kLeastRows));
+    for (int64_t i = 0; i < parts.count; ++i)
+      sweep<T, G>(packed_product<T, G>(a.h, a.ldh, a.weights, a.H, a.b_hh), parts.begin(i), parts.begin(i + 1), 0,
+                  panels<T>(a.H), step);
+  });
+}
+
+// Where the states of backward are: the part of dh that does not pass w_hh, and dc. And for few rows the last panel of
+// w_hh, which cannot be read in place: its vectors would reach beyond the end.
+template <class Cell, class T>
+struct BackwardStates {
+  static int64_t size(int64_t B, int64_t H) {
+    return (Cell::kHasCellState ? 2 : 1) * B * padded<T>(H) + Cell::kGates * H * kLanes<T>;
   }
+  T *tail, *direct, *dc;
+  BackwardStates(T* p, int64_t B, int64_t H)
+      : tail(p),
+        direct(p + Cell::kGates * H * kLanes<T>),
+        dc(Cell::kHasCellState ? direct + B * padded<T>(H) : nullptr) {}
 };
 
 // What step k of backward reads and writes. The state before the first step is h0, c0.
 template <class Cell, class T>
-static BackwardStep<Cell, T> backward_step(const Backward<T>& a, T* direct, T* dc, int64_t k) {
-  constexpr int64_t D = Cell::kDeltas;
-  const Sequence& seq = a.sequence;
-  const int64_t H = a.H, Hp = padded<T>(H), stride = seq.batch_stride() * H, row = seq.row(seq.step(k), 0);
-  const int64_t prev = k > 0 ? seq.row(seq.step(k - 1), 0) : 0;
-  const auto before = [&](const T* all, const T* start) {
-    return k > 0 ? Rows<const T>{offset(all, prev * H), stride} : Rows<const T>{start, H};
+static BackwardStep<Cell, T> backward_step(const Backward<T>& a, const BackwardStates<Cell, T>& at, int64_t k) {
+  const int64_t H = a.H, Hp = padded<T>(H), t = step_of(k, a.steps, a.reverse);
+  const int64_t prev = step_of(k - 1, a.steps, a.reverse);
+  const auto before = [&](const Steps<const T>& all, const T* start) {
+    return k > 0 ? rows_of<const T>(all, prev) : Rows<const T>{start, H};
   };
   return {H,
-          {offset(a.saved, row * a.ld_saved), seq.batch_stride() * a.ld_saved},
-          {a.y + row * H, stride},
+          rows_of<const T>(a.saved, t),
+          rows_of<const T>(a.y, t),
           before(a.y, a.h0),
-          {offset(a.c, row * H), stride},
+          rows_of<const T>(a.c, t),
           before(a.c, a.c0),
-          {offset(a.dy, row * H), stride},
-          a.dy != nullptr,
-          Cell::kKeepsDirect || k == seq.T - 1,
-          {a.delta + row * D * H, stride * D},
-          {direct, Hp},
-          {dc, Hp}};
+          rows_of<const T>(a.dy, t),
+          Cell::kKeepsDirect || k == a.steps - 1,
+          rows_of<T>(a.delta, t),
+          {at.direct, Hp},
+          {at.dc, Hp}};
+}
+
+// epilogue(rows, panels) with the part of dh that step k + 1 sends through w_hh; after the last step there is none.
+template <class Cell, class T, class Epilogue>
+static void recurrent_gradient(const Backward<T>& a, const T* tail, int64_t k, const Share& s,
+                               const Epilogue& epilogue) {
+  const bool none = k == a.steps - 1;
+  const int64_t K = none ? 0 : Cell::kGates * a.H, full = a.H / kLanes<T>;
+  const T* delta = none ? nullptr : a.delta.at(step_of(k + 1, a.steps, a.reverse)) + Cell::kRecurrentDelta * a.H;
+  if (a.weights || none) {
+    auto p = packed_product<T, 1>(delta, a.delta.row, a.weights ? a.weights : tail, Cell::kGates * a.H, nullptr);
+    p.K = K;
+    return sweep<T, 1>(p, s.r0, s.r1, s.t0, s.t1, epilogue);
+  }
+  const Product<T> p{delta, a.delta.row, static_cast<const T*>(a.w_hh.p), a.w_hh.k_stride, kLanes<T>, K, nullptr};
+  sweep<T, 1>(p, s.r0, s.r1, s.t0, s.t1 < full ? s.t1 : full, epilogue);
+  if (s.t1 <= full) return;
+  auto last = packed_product<T, 1>(delta, a.delta.row, tail, K, nullptr);
+  last.weights -= full * last.stream;
+  sweep<T, 1>(last, s.r0, s.r1, full, s.t1, epilogue);
 }
 
 template <class Cell, class T>
 static void backward(const Backward<T>& a, const Runner& runner) {
-  constexpr int64_t G = Cell::kGates, D = Cell::kDeltas, L = kLanes<T>;
-  const Sequence& seq = a.sequence;
-  const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H), K = G * H;
-  const BackwardLayout<Cell, T> at(B, H);
-  T *const weights = a.workspace + at.weights, *const direct = a.workspace + at.direct, *const dc = a.workspace + at.dc;
-  const int64_t weight_bytes = G * Hp * H * int64_t(sizeof(T));
-  for_each_panel(tiles, weight_bytes > (64 << 10), runner,
-                 [&](int64_t t) { pack_columns(a.w_hh, H, H, K, t, weights + t * K * L); });
-  const Plan plan = make_plan(B, seq.T, H, tiles, G, weight_bytes, runner.threads);
+  constexpr int64_t G = Cell::kGates, L = kLanes<T>;
+  const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
+  const BackwardStates<Cell, T> at(a.states, B, H);
+  if (!a.weights && H % L && a.last == a.steps)
+    pack_columns(static_cast<const T*>(a.w_hh.p) + H / L * L, a.w_hh.k_stride, G * H, H % L, at.tail);
+  const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, G * Hp * H * int64_t(sizeof(T)), runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
-    copy_state(a.dh_n, H, direct, Hp, H, s);
-    if (Cell::kHasCellState) copy_state(a.dc_n, H, dc, Hp, H, s);
-    // The recurrent side of the gradients of the step run after step k. After the last step there is none: K = 0.
-    const auto product = [&](int64_t k) {
-      const bool none = k == seq.T - 1;
-      const int64_t row = none ? 0 : seq.row(seq.step(k + 1), 0);
-      return Product<T>{a.delta + row * D * H + Cell::kRecurrentDelta * H, seq.batch_stride() * D * H, weights,
-                        none ? 0 : K, nullptr};
-    };
-    for (int64_t k = seq.T - 1; k >= 0; --k) {
-      sweep<T, 1>(product(k), s.r0, s.r1, s.t0, s.t1, backward_step<Cell, T>(a, direct, dc, k));
+    if (a.last == a.steps) {
+      copy_state(a.dh_n, H, at.direct, Hp, H, s);
+      if (Cell::kHasCellState) copy_state(a.dc_n, H, at.dc, Hp, H, s);
+    }
+    for (int64_t k = a.last - 1; k >= a.first; --k) {
+      recurrent_gradient<Cell>(a, at.tail, k, s, backward_step(a, at, k));
       if (team) team->barrier();
     }
-    const StoreStateGrad<T> last{H, {a.dh0, H}, {direct, Hp}, Cell::kKeepsDirect || seq.T == 0};
-    sweep<T, 1>(product(-1), s.r0, s.r1, s.t0, s.t1, last);
-    if (Cell::kHasCellState) copy_state<T>(dc, Hp, a.dc0, H, H, s);
-  });
-}
-
-// Eight panels side by side, so that whole cache lines are read row after row.
-template <class T>
-static void column_sums(const T* a, int64_t rows, int64_t n, T* out, const Runner& runner) {
-  constexpr int L = kLanes<T>, kBlock = 32, kWide = 8;
-  for_each_panel((n + kWide * L - 1) / (kWide * L), rows * n > (1 << 15), runner, [&](int64_t t) {
-    const int64_t column = t * kWide * L;
-    Vec<T> total[kWide] = {};
-    for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
-      const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
-      Vec<T> part[kWide] = {};
-      for (int64_t r = r0; r < r1; ++r) {
-        const T* row = a + r * n + column;
-        FUSEDRNN_EACH(i, kWide) part[i] += load_up_to(row + i * L, n - column - i * L);
-      }
-      FUSEDRNN_EACH(i, kWide) total[i] += part[i];
-    }
-    for (int i = 0; i < kWide; ++i) store_up_to(out + column + i * L, total[i], n - column - i * L);
+    if (a.first > 0) return;
+    // dh0 is what passes w_hh and what does not.
+    const bool add = Cell::kKeepsDirect || a.steps == 0;
+    if (add) copy_state<T>(at.direct, Hp, a.dh0, H, H, s);
+    recurrent_gradient<Cell>(a, at.tail, -1, s, StoreProduct<T>{{a.dh0, H}, H, add});
+    if (Cell::kHasCellState) copy_state<T>(at.dc, Hp, a.dc0, H, H, s);
   });
 }
 

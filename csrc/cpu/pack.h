@@ -1,11 +1,15 @@
-// Weights in PyTorch's layout to panels (tile.h). Runs once per call, so its cost counts at short sequences.
+// Weights in PyTorch's layout to panels (tile.h), and rows from one layout and type to another.
 #pragma once
-#include "kernels.h"
-#include "simd.h"
+#include "convert.h"
 #include "tile.h"
 
 namespace fusedrnn {
 namespace {
+
+using cpu::Factor;
+using cpu::Runner;
+using cpu::Steps;
+using cpu::Stored;
 
 #if defined(__clang__) || __GNUC__ >= 12
 template <int... I>
@@ -47,69 +51,113 @@ FUSEDRNN_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
 }
 #endif
 
-template <class T>
-FUSEDRNN_INLINE Vec<T> load_up_to(const T* p, int64_t n) {
-  return n >= kLanes<T> ? load(p) : n > 0 ? load_first(p, int(n)) : Vec<T>{};
+// f(i) for i in [0, n).
+template <class F>
+static void for_each(int64_t n, bool parallel, const Runner& runner, const F& f) {
+  if (!parallel || runner.threads <= 1) {
+    for (int64_t i = 0; i < n; ++i) f(i);
+    return;
+  }
+  runner.run(
+      n,
+      [](void* p, int64_t begin, int64_t end) {
+        for (int64_t i = begin; i < end; ++i) (*static_cast<const F*>(p))(i);
+      },
+      const_cast<F*>(&f));
 }
 
+constexpr int64_t kWorthSharingBytes = 64 << 10;  // of memory that is moved
+
 template <class T>
-FUSEDRNN_INLINE void store_up_to(T* p, Vec<T> v, int64_t n) {
-  if (n >= kLanes<T>)
-    store(p, v);
-  else if (n > 0)
-    store_first(p, v, int(n));
+static int64_t packed_size(int64_t G, int64_t N, int64_t K) {
+  return G * panels<T>(N) * kLanes<T> * K;
 }
 
-// Panel `tile` of w[G * H][K], rows ldw apart, for x w^T: w[g * H + unit][k] goes to stream g / W, at [k][g % W][lane].
-template <class T, int G>
-static void pack_rows(const T* w, int64_t H, int64_t ldw, int64_t K, int64_t tile, T* panel) {
+// Panel `tile` for x w^T: w[g * N + unit][k], k innermost, goes to stream g / W, at [k][g % W][lane].
+template <class T, int G, class S>
+static void pack_rows(const Factor& w, int64_t tile, T* panel) {
   constexpr int L = kLanes<T>, W = kWidth<G>;
-  const int64_t unit = tile * L, valid = H - unit;
+  const int64_t unit = tile * L, valid = w.N - unit, ldw = w.n_stride;
   for (int64_t g = 0; g < G; ++g)
-    for (int64_t k = 0; k < K; k += L) {
+    for (int64_t k = 0; k < w.K; k += L) {
       Vec<T> m[L];
-      const T* from = w + (g * H + unit) * ldw + k;
-      FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_up_to(from + i * ldw, K - k) : Vec<T>{};
+      const S* from = static_cast<const S*>(w.p) + (g * w.N + unit) * ldw + k;
+      FUSEDRNN_EACH(i, L) m[i] = i < valid ? load_as<T>(from + i * ldw, w.K - k) : Vec<T>{};
       transpose<T>(m);
-      T* to = panel + (g / W * K + k) * W * L + g % W * L;
-      if (K - k >= L) {
+      T* to = panel + (g / W * w.K + k) * W * L + g % W * L;
+      if (w.K - k >= L) {
         FUSEDRNN_EACH(i, L) store(to + i * W * L, m[i]);
       } else {
-        for (int i = 0; i < K - k; ++i) store(to + i * W * L, m[i]);
+        for (int i = 0; i < w.K - k; ++i) store(to + i * W * L, m[i]);
       }
     }
 }
 
-// Panel `tile` of w[K][H], rows ldw apart, for x w: panel[k][lane] = w[k][unit].
+// One panel of some rows of w[K][N] for x w: panel[k][lane] = w[k][unit].
+template <class T, class S>
+static void pack_columns(const S* w, int64_t ldw, int64_t rows, int64_t valid, T* panel) {
+  for (int64_t k = 0; k < rows; ++k) store(panel + k * kLanes<T>, load_as<T>(w + k * ldw, valid));
+}
+
 template <class T>
-static void pack_columns(const T* w, int64_t ldw, int64_t H, int64_t K, int64_t tile, T* panel) {
+static void pack(const Factor& w, T* packed, const Runner& runner) {
   constexpr int L = kLanes<T>;
-  const int64_t unit = tile * L;
-  for (int64_t k = 0; k < K; ++k) store(panel + k * L, load_up_to(w + k * ldw + unit, H - unit));
+  const int64_t panel = w.G * w.K * L, tiles = panels<T>(w.N);
+  with_type<T>(w.type, [&](auto zero) {
+    using S = decltype(zero);
+    for_each(tiles, tiles * panel * int64_t(sizeof(T)) > kWorthSharingBytes, runner, [&](int64_t t) {
+      if (w.k_stride != 1)
+        pack_columns(static_cast<const S*>(w.p) + t * L, w.k_stride, w.K, w.N - t * L, packed + t * panel);
+      else if (w.G == 1)
+        pack_rows<T, 1, S>(w, t, packed + t * panel);
+      else if (w.G == 3)
+        pack_rows<T, 3, S>(w, t, packed + t * panel);
+      else
+        pack_rows<T, 4, S>(w, t, packed + t * panel);
+    });
+  });
+}
+
+template <class T>
+static void pack_steps(const Stored& rows, int64_t t0, int64_t t1, int64_t B, int64_t N, int64_t K, int64_t k0,
+                       T* packed, const Runner& runner) {
+  constexpr int L = kLanes<T>;
+  with_type<T>(rows.type, [&](auto zero) {
+    const auto from = rows.as<const decltype(zero)>();
+    const int64_t bytes = (t1 - t0) * B * N * int64_t(sizeof(T));
+    for_each(panels<T>(N), bytes > kWorthSharingBytes, runner, [&](int64_t tile) {
+      T* to = packed + (tile * K + k0) * L;
+      for (int64_t t = t0; t < t1; ++t, to += B * L) pack_columns(from.at(t) + tile * L, from.row, B, N - tile * L, to);
+    });
+  });
 }
 
 // bias[G * H], or null for zeros, as [tile][g][lane].
 template <class T>
-static void pack_bias(const T* bias, int64_t G, int64_t H, int64_t tile, T* packed) {
+static void pack_bias(const void* bias, cpu::Type type, int64_t G, int64_t H, T* packed) {
   constexpr int L = kLanes<T>;
-  const int64_t unit = tile * L;
-  for (int64_t g = 0; g < G; ++g)
-    store(packed + (tile * G + g) * L, bias ? load_up_to(bias + g * H + unit, H - unit) : Vec<T>{});
+  with_type<T>(type, [&](auto zero) {
+    const auto* b = static_cast<const decltype(zero)*>(bias);
+    for (int64_t t = 0; t < panels<T>(H); ++t)
+      for (int64_t g = 0; g < G; ++g)
+        store(packed + (t * G + g) * L, b ? load_as<T>(b + g * H + t * L, H - t * L) : Vec<T>{});
+  });
 }
 
-// f(tile) for every panel.
-template <class F>
-static void for_each_panel(int64_t tiles, bool parallel, const cpu::Runner& runner, const F& f) {
-  if (!parallel) {
-    for (int64_t t = 0; t < tiles; ++t) f(t);
-    return;
-  }
-  runner.run(
-      tiles,
-      [](void* p, int64_t begin, int64_t end) {
-        for (int64_t t = begin; t < end; ++t) (*static_cast<const F*>(p))(t);
-      },
-      const_cast<F*>(&f));
+template <class T>
+static void copy(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N,
+                 const Runner& runner) {
+  with_type<T>(from.type, [&](auto zero) {
+    with_type<T>(to.type, [&](auto other) {
+      const auto source = from.as<const decltype(zero)>();
+      const auto target = to.as<decltype(other)>();
+      for_each((t1 - t0) * B, (t1 - t0) * B * N * int64_t(sizeof(T)) > kWorthSharingBytes, runner, [&](int64_t i) {
+        const auto* a = source.at(t0 + i / B, i % B);
+        auto* b = target.at(t0 + i / B, i % B);
+        for (int64_t k = 0; k < N; k += kLanes<T>) store_as<T>(b + k, load_as<T>(a + k, N - k), N - k);
+      });
+    });
+  });
 }
 
 }  // namespace

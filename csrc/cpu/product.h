@@ -2,134 +2,107 @@
 // time loop, so that their speed does not depend on which library PyTorch was built with: on some processors that
 // library runs at less than half of what the tile reaches.
 //
-// c[M, N] (+)= a[M, K] b[K, N]. The right factor is packed into panels, K in blocks: a block of panels stays in the
-// caches while all rows pass. A left factor that is stored with k outermost (a transposed matrix) is packed the same
-// way, one panel of rows at a time, by the thread that uses it.
+// The right factor is packed. A left factor that is stored with k outermost (a transposed matrix) is packed too, some
+// blocks of rows at a time, by the thread that uses it.
 #pragma once
-#include "kernels.h"
+#include "epilogue.h"
 #include "pack.h"
-#include "tile.h"
 
 namespace fusedrnn {
 namespace {
 
 using cpu::Gemm;
-using cpu::Runner;
 
-constexpr int64_t kBlockBytes = 4 << 20;  // of packed panels: a share of the last-level cache
 constexpr int64_t kRowBytes = 128 << 10;  // of the left factor: a share of the second-level cache
 constexpr int64_t kLeastRows = 48;        // that repay reading the packed panels again
-constexpr int64_t kFewRows = 3;           // fewer rows than these do not repay packing
+constexpr int64_t kBlocksAtATime = 8;     // of a transposed left factor
 constexpr double kWorthSharing = 2e5;     // floating-point operations
 
 template <class T>
-struct StoreProduct {
-  T* c;
-  int64_t ldc, N;
-  bool add;
+static int64_t product_scratch(int64_t K, int threads) {
+  return kBlocksAtATime * K * kBlockStride<T> * threads;
+}
 
-  FUSEDRNN_INLINE void touch(int64_t, int, int64_t) const {}
+// Rows r0..r1 of c, as many at a time as stay in the second-level cache while all panels pass.
+template <class T>
+static void multiply_rows(const Gemm<T>& g, int64_t r0, int64_t r1) {
+  const StoreProduct<T> to{{g.c, g.ldc}, g.N, g.add};
+  const auto p = packed_product<T, 1>(g.a, g.a_row, g.b, g.K, nullptr);
+  const Blocks parts(r0, r1, int(kRowBytes / (int64_t(sizeof(T)) * (g.K + 1)) + kLeastRows));
+  for (int64_t i = 0; i < parts.count; ++i) sweep<T, 1>(p, parts.begin(i), parts.begin(i + 1), 0, panels<T>(g.N), to);
+}
 
-  FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
-    const int64_t column = tile * kLanes<T>, valid = N - column;
-    for (int i = 0; i < rows; ++i) {
-      T* to = c + (row + i) * ldc + column;
-      Vec<T> v = load(product + i * stride);
-      if (add) v += load_up_to(to, valid);
-      store_up_to(to, v, valid);
+template <class T>
+static void multiply_transposed_rows(const Gemm<T>& g, int64_t r0, int64_t r1, T* scratch) {
+  constexpr int L = kLanes<T>, S = kBlockStride<T>;
+  const StoreProduct<T> to{{g.c, g.ldc}, g.N, g.add};
+  const Blocks parts(r0, r1, kBlocksAtATime * kBlockRows);
+  for (int64_t part = 0; part < parts.count; ++part) {
+    const Blocks blocks(parts.begin(part), parts.begin(part + 1), kBlockRows);
+    for (int64_t i = 0; i < blocks.count; ++i) {
+      const T* from = g.a + blocks.begin(i);
+      T* block = scratch + i * g.K * S;
+      for (int64_t k = 0; k < g.K; ++k)
+        for (int j = 0; j < S; j += L) store(block + k * S + j, load_up_to(from + k * g.a_k + j, blocks.height(i) - j));
     }
-  }
-};
-
-// Steps of K that are packed at a time: in equal blocks.
-template <class T>
-int64_t block_steps(const Gemm<T>& g) {
-  const int64_t row_bytes = panels<T>(g.N) * kLanes<T> * int64_t(sizeof(T));
-  int64_t fitting = kBlockBytes / (row_bytes ? row_bytes : 1);
-  fitting = fitting < 256 ? 256 : fitting > 1024 ? 1024 : fitting;
-  const int64_t blocks = (g.K + fitting - 1) / fitting;
-  return blocks ? (g.K + blocks - 1) / blocks : 0;
-}
-
-template <class T>
-static int64_t product_workspace(const Gemm<T>& g, int threads) {
-  return block_steps(g) * kLanes<T> * (panels<T>(g.N) + (g.a_k == 1 ? 0 : threads));
-}
-
-// Rows r0..r1 of c for one block of K, from packed panels.
-template <class T>
-static void multiply_rows(const Gemm<T>& g, int64_t k0, int64_t K, int64_t r0, int64_t r1, const T* packed,
-                          T* scratch) {
-  constexpr int L = kLanes<T>;
-  const StoreProduct<T> to{g.c, g.ldc, g.N, g.add || k0 > 0};
-  const int64_t tiles = panels<T>(g.N);
-  if (g.a_k == 1) {
-    // As many rows at a time as stay in the second-level cache while all panels pass.
-    const Blocks blocks(r0, r1, int(kRowBytes / (int64_t(sizeof(T)) * (K + 1)) + kLeastRows));
-    for (int64_t i = 0; i < blocks.count; ++i)
-      sweep<T, 1>(Product<T>{g.a + k0, g.a_row, packed, K, nullptr}, blocks.begin(i), blocks.begin(i + 1), 0, tiles,
-                  to);
-    return;
-  }
-  for (int64_t r = r0; r < r1; r += L) {
-    const int64_t end = r + L < r1 ? r + L : r1;
-    for (int64_t k = 0; k < K; ++k) store(scratch + k * L, load_up_to(g.a + (k0 + k) * g.a_k + r, end - r));
-    // Rows of a transposed panel are one apart: sweep() counts them from its first.
-    StoreProduct<T> here = to;
-    here.c += r * g.ldc;
-    sweep<T, 1, true>(Product<T>{scratch, 1, packed, K, nullptr}, 0, end - r, 0, tiles, here);
-  }
-}
-
-// c[m, tile] for few rows and b stored with k innermost: dot products along the rows of b, nothing packed.
-template <class T>
-static void multiply_few_rows(const Gemm<T>& g, int64_t tile) {
-  constexpr int L = kLanes<T>;
-  const int64_t column = tile * L, valid = g.N - column < L ? g.N - column : L;
-  for (int64_t m = 0; m < g.M; ++m) {
-    Vec<T> sums[L] = {};
-    for (int64_t k = 0; k < g.K; k += L) {
-      const Vec<T> a = load_up_to(g.a + m * g.a_row + k, g.K - k);
-      const T* b = g.b + column * g.b_n + k;
-      if (valid == L && g.K - k >= L) {
-        FUSEDRNN_EACH(i, L) sums[i] += a * load(b + i * g.b_n);
-      } else {
-        for (int i = 0; i < valid; ++i) sums[i] += a * load_up_to(b + i * g.b_n, g.K - k);
-      }
-    }
-    transpose<T>(sums);
-    Vec<T> total = sums[0];
-    for (int i = 1; i < L; ++i) total += sums[i];
-    StoreProduct<T>{g.c, g.ldc, g.N, g.add}.apply(m, 1, tile, reinterpret_cast<const T*>(&total), 0);
+    sweep<T, 1, true>(packed_product<T, 1>(scratch, 0, g.b, g.K, nullptr), parts.begin(part), parts.begin(part + 1), 0,
+                      panels<T>(g.N), to);
   }
 }
 
 template <class T>
 static void product(const Gemm<T>& g, const Runner& runner) {
-  constexpr int L = kLanes<T>;
-  const int64_t tiles = panels<T>(g.N), block = block_steps(g);
-  const bool alone = runner.threads <= 1 || 2.0 * double(g.M) * double(g.N) * double(g.K) < kWorthSharing;
-  if (g.M < kFewRows && g.a_k == 1 && g.b_k == 1) {
-    for_each_panel(tiles, !alone, runner, [&](int64_t t) { multiply_few_rows(g, t); });
-    return;
-  }
-  // Panels of rows, so that a share of a transposed factor begins with one.
-  const int64_t units = (g.M + L - 1) / L, shares = alone ? 1 : units < runner.threads ? units : runner.threads;
-  for (int64_t k0 = 0; k0 == 0 || k0 < g.K; k0 += block) {
-    const int64_t K = g.K - k0 < block ? g.K - k0 : block;
-    for_each_panel(tiles, !alone, runner, [&](int64_t t) {
-      T* panel = g.workspace + t * K * L;
-      if (g.b_k == 1)
-        pack_rows<T, 1>(g.b + k0, g.N, g.b_n, K, t, panel);
-      else
-        pack_columns(g.b + k0 * g.b_k, g.b_k, g.N, K, t, panel);
-    });
-    for_each_panel(shares, shares > 1, runner, [&](int64_t s) {
-      const int64_t r0 = units * s / shares * L, end = units * (s + 1) / shares * L, r1 = end < g.M ? end : g.M;
-      multiply_rows(g, k0, K, r0, r1, g.workspace, g.workspace + (tiles + s) * block * L);
-    });
-    if (g.K == 0) return;
-  }
+  const bool alone = 2.0 * double(g.M) * double(g.N) * double(g.K) < kWorthSharing;
+  const int64_t units = (g.M + kBlockRows - 1) / kBlockRows;
+  const int64_t shares = alone ? 1 : units < runner.threads ? units : runner.threads;
+  for_each(shares, shares > 1, runner, [&](int64_t s) {
+    const int64_t r0 = units * s / shares * kBlockRows, end = units * (s + 1) / shares * kBlockRows;
+    const int64_t r1 = end < g.M ? end : g.M;
+    if (g.a_k == 1)
+      multiply_rows(g, r0, r1);
+    else
+      multiply_transposed_rows(g, r0, r1, g.scratch + s * product_scratch<T>(g.K, 1));
+  });
+}
+
+// Eight panels side by side, so that whole cache lines are read row after row.
+template <class T>
+static void column_sums(const T* a, int64_t rows, int64_t n, T* out, bool add, const Runner& runner) {
+  constexpr int L = kLanes<T>, kBlock = 32, kWide = 8;
+  for_each((n + kWide * L - 1) / (kWide * L), rows * n > (1 << 15), runner, [&](int64_t t) {
+    const int64_t column = t * kWide * L;
+    Vec<T> total[kWide] = {};
+    for (int64_t r0 = 0; r0 < rows; r0 += kBlock) {
+      const int64_t r1 = r0 + kBlock < rows ? r0 + kBlock : rows;
+      Vec<T> part[kWide] = {};
+      for (int64_t r = r0; r < r1; ++r) {
+        const T* row = a + r * n + column;
+        FUSEDRNN_EACH(i, kWide) part[i] += load_up_to(row + i * L, n - column - i * L);
+      }
+      FUSEDRNN_EACH(i, kWide) total[i] += part[i];
+    }
+    for (int i = 0; i < kWide; ++i) {
+      const int64_t at = column + i * L;
+      if (add) total[i] += load_up_to(out + at, n - at);
+      store_up_to(out + at, total[i], n - at);
+    }
+  });
+}
+
+template <class T>
+static void add_by_token(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t t0, int64_t t1,
+                         int64_t B, int64_t n, T* out, const Runner& runner) {
+  constexpr int64_t kColumns = 16 * kLanes<T>;
+  for_each((n + kColumns - 1) / kColumns, (t1 - t0) * B * n > (1 << 15), runner, [&](int64_t part) {
+    const int64_t end = (part + 1) * kColumns < n ? (part + 1) * kColumns : n;
+    for (int64_t t = t0; t < t1; ++t)
+      for (int64_t b = 0; b < B; ++b) {
+        const T* from = rows.at(t, b);
+        T* to = out + *tokens.at(t, b) * n;
+        for (int64_t i = part * kColumns; i < end; i += kLanes<T>)
+          store_up_to(to + i, load_up_to(to + i, end - i) + load_up_to(from + i, end - i), end - i);
+      }
+  });
 }
 
 }  // namespace

@@ -54,18 +54,32 @@ template <>
 constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
 #endif
 
+// A transposed left factor is packed by the blocks into which a sweep with one gate cuts many rows: kBlockRows columns
+// for each k, in whole vectors.
+constexpr int kBlockRows = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1].rows;
+template <class T>
+constexpr int kBlockStride = (kBlockRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+
 constexpr int kTilesAtATime = kManyRegisters ? 1 : 8;                   // tiles of rows that pass before gate math
 constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                 // vectors of gates that use the same rows
 constexpr int64_t kFirstLevel = kManyRegisters ? INT32_MAX : 16 << 10;  // bytes of weights that stay there
 
 template <class T>
 struct Product {
-  const T* a;        // rows of the left factor
-  int64_t lda;       // from row to row
-  const T* weights;  // streams of kWidth<G> * kLanes * K
+  const T* a;            // rows of the left factor
+  int64_t lda;           // from row to row
+  const T* weights;      // streams of kWidth<G> * kLanes values for each k
+  int64_t step, stream;  // from k to k, from stream to stream
   int64_t K;
   const T* bias;  // panels of G * kLanes that the sums start from, or null for 0
 };
+
+// The product with a packed factor of G gates and K columns.
+template <class T, int G>
+FUSEDRNN_INLINE Product<T> packed_product(const T* a, int64_t lda, const T* weights, int64_t K, const T* bias) {
+  constexpr int64_t step = kWidth<G> * kLanes<T>;
+  return {a, lda, weights, step, step * K, K, bias};
+}
 
 // Prefetches that walk through the weights that come next while those of now are used.
 struct Ahead {
@@ -80,13 +94,13 @@ struct Start {
   int64_t stride;
 };
 
-// out[R][S][W][kLanes] = start + a[R][K] * weights; rows of out are `stride` apart, streams of weights `stream`.
-// Transposed: a is a panel a[K][kLanes], and its rows are columns of that.
+// out[R][S][W][kLanes] = start + a[R][K] * weights; rows of out are `stride` apart, streams of weights `stream`, their
+// steps `step`. Transposed: a is a block a[K][kBlockStride], and its rows are columns of that.
 template <class T, int R, int S, int W, bool Transposed>
-__attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t stream, int64_t K,
-                                                    Start<T> start, T* out, int64_t stride, Ahead ahead) {
+__attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t step, int64_t stream,
+                                                    int64_t K, Start<T> start, T* out, int64_t stride, Ahead ahead) {
   constexpr int L = kLanes<T>, N = S * W;
-  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * L + r] : a[r * lda + k]; };
+  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * kBlockStride<T> + r] : a[r * lda + k]; };
   Vec<T> acc[R][N];
   FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = start.p ? load(start.p + r * start.stride + n * L) : Vec<T>{};
 #if !defined(__clang__)
@@ -108,7 +122,7 @@ __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, con
         FUSEDRNN_EACH(r, R) acc[r][s * W + i] += av[r] * b;
       }
     }
-    w += W * L;
+    w += step;
     if constexpr (R > 2) {
       __builtin_prefetch(ahead.p, 0, 2);
       ahead.p += ahead.step;
@@ -148,15 +162,15 @@ template <class T, int G, int R, int S, bool Transposed, class Epilogue>
 FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64_t tile, int units, bool last, T* out,
                                 const Epilogue& epilogue) {
   constexpr int L = kLanes<T>, W = kWidth<G>;
-  const int64_t stream = p.K * W * L, stride = units * G * L;
+  const int64_t stride = units * G * L;
   const int streams = units * G / W;
-  const T* weights = p.weights + tile * (G / W) * stream;
+  const T* weights = p.weights + tile * (G / W) * p.stream;
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
   constexpr int64_t fitting = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
   const int64_t pieces = p.K > 0 ? (p.K + fitting - 1) / fitting : 1;
   // The prefetches of one sweep cover the panels that follow.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
-  Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * stream),
+  Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * p.stream),
               last ? 0 : (int64_t(sizeof(T)) * units * G * L + calls - 1) / calls};
   for (int64_t i0 = 0; i0 < blocks.count; i0 += kTilesAtATime) {
     const int64_t i1 = i0 + kTilesAtATime < blocks.count ? i0 + kTilesAtATime : blocks.count, r0 = blocks.begin(i0);
@@ -170,9 +184,9 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
           with_rows<R>(blocks.height(i), [&](auto height) {
             T* to = out + (r - r0) * stride + s * W * L;
             const Start<T> start = piece > 0 ? Start<T>{to, stride} : Start<T>{bias ? bias + s * W * L : bias, 0};
-            multiply_tile<T, height.value, count.value, W, Transposed>(p.a + r * p.lda + (Transposed ? k0 * L : k0),
-                                                                       p.lda, weights + s * stream + k0 * W * L, stream,
-                                                                       k1 - k0, start, to, stride, ahead);
+            const T* a = Transposed ? p.a + (i * p.K + k0) * kBlockStride<T> : p.a + r * p.lda + k0;
+            multiply_tile<T, height.value, count.value, W, Transposed>(
+                a, p.lda, weights + s * p.stream + k0 * p.step, p.step, p.stream, k1 - k0, start, to, stride, ahead);
           });
           ahead.p += ahead.step * (k1 - k0);
         }
@@ -189,7 +203,8 @@ FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, in
   constexpr int W = kWidth<G>;
   constexpr TileShape shape = kShapes<W>[I];
   if constexpr (shape.most_rows != kAnyRows)
-    if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1, Transposed>(p, r0, r1, t0, t1, epilogue);
+    if (Transposed || r1 - r0 > shape.most_rows)
+      return sweep_shape<T, G, I + 1, Transposed>(p, r0, r1, t0, t1, epilogue);
   constexpr int vectors = shape.streams * W > kVectorsAtATime ? shape.streams * W : kVectorsAtATime;
   constexpr int units = vectors / G > 1 ? vectors / G : 1;
   alignas(64) T out[kTilesAtATime * shape.rows * units * G * kLanes<T>];
@@ -199,7 +214,8 @@ FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, in
                                                             t + units >= t1, out, epilogue);
 }
 
-// epilogue(rows, panels) for rows r0..r1 and panels t0..t1.
+// epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Transposed: block i of the rows is at a + i K kBlockStride, and
+// there is only the shape for any number of rows.
 template <class T, int G, bool Transposed = false, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
   if (r0 < r1) sweep_shape<T, G, 0, Transposed>(p, r0, r1, t0, t1, epilogue);

@@ -40,12 +40,13 @@ class LSTMCell(nn.RNNCellBase):
     """A drop-in for :class:`torch.nn.LSTMCell`.
 
     ``forward(input, hx=None)`` takes ``[B, I]`` (or ``[I]``) and ``(h, c)`` of ``[B, H]`` (or ``[H]``), zeros if None,
-    and returns ``(h', c')``. Computes in float32 and float64, on the CPU.
+    and returns ``(h', c')``. float32, float64, and bfloat16 and float16 computed in
+    float32; on the CPU.
 
     Raises:
         ValueError: an input or state of more than 2 dimensions.
         RuntimeError: sizes, dtypes or devices that do not fit.
-        NotImplementedError: half types, CUDA tensors, autocast.
+        NotImplementedError: CUDA tensors, autocast.
     """
 
     def __init__(

@@ -20,10 +20,15 @@ class _Layers(nn.RNNBase):
 
     _wrong_dimensions = "{}: Expected input to be 2D or 3D, got {}D instead"
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
+        self.recompute = recompute
         if self.proj_size:
             raise NotImplementedError("fusedrnn does not serve proj_size yet; use nn.LSTM for it")
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)
+        self.__dict__.setdefault("recompute", False)  # pickled by an earlier version
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters where they are. Kept for code written for nn.*."""
@@ -48,14 +53,31 @@ class _Layers(nn.RNNBase):
                 f"input.size(-1) must be equal to input_size. Expected {self.input_size}, got {input.size(-1)}"
             )
 
-    def _is_batched(self, input: Tensor) -> bool:
+    def _is_batched(self, input: Tensor, embedding: Tensor | None) -> bool:
         if isinstance(input, PackedSequence):
             raise NotImplementedError(
                 "fusedrnn does not serve PackedSequence yet; pass the padded tensor, or use nn.* for packed input"
             )
+        if embedding is not None:
+            if input.dim() not in (1, 2):
+                raise ValueError(
+                    f"{type(self).__name__}: Expected tokens to be 1D or 2D with embedding, got {input.dim()}D instead"
+                )
+            return input.dim() == 2
         if input.dim() not in (2, 3):
             raise ValueError(self._wrong_dimensions.format(type(self).__name__, input.dim()))
         return input.dim() == 3
+
+    def _check(self, input: Tensor, hx: Any, embedding: Tensor | None) -> None:
+        """Batched input and states against the sizes of the module."""
+        if embedding is not None:
+            self.check_input(embedding, None)
+            # The checks of states ask the input for its batch size alone.
+            input = embedding.new_empty((*input.shape, self.input_size), device="meta")
+        if hx is not None:
+            self.check_forward_args(input, hx, None)
+        elif embedding is None:
+            self.check_input(input, None)
 
     def _options(self) -> dict[str, Any]:
         return {
@@ -64,11 +86,14 @@ class _Layers(nn.RNNBase):
             "batch_first": self.batch_first,
             "dropout": self.dropout,
             "training": self.training,
+            "recompute": self.recompute,
         }
 
-    def _run_one_state(self, run: Any, input: Tensor, hx: Tensor | None) -> tuple[Tensor, Tensor]:
+    def _run_one_state(
+        self, run: Any, input: Tensor, hx: Tensor | None, embedding: Tensor | None
+    ) -> tuple[Tensor, Tensor]:
         """forward of the cells that have one state."""
-        batched = self._is_batched(input)
+        batched = self._is_batched(input, embedding)
         if hx is not None and hx.dim() != (3 if batched else 2):
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(
@@ -77,11 +102,8 @@ class _Layers(nn.RNNBase):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else hx.unsqueeze(1)
-        if hx is None:
-            self.check_input(input, None)
-        else:
-            self.check_forward_args(input, hx, None)
-        y, h_n = run(input, hx, self._weights(), **self._options())
+        self._check(input, hx, embedding)
+        y, h_n = run(input, hx, self._weights(), embedding=embedding, **self._options())
         return (y, h_n) if batched else (y.squeeze(0 if self.batch_first else 1), h_n.squeeze(1))
 
 
@@ -93,15 +115,19 @@ class LSTM(_Layers):
         hidden_size: H, features of each state.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.LSTM.
         proj_size: not served yet; other than 0 raises NotImplementedError.
+        recompute: keep no gates for backward, which computes them again: less memory, more time.
 
-    ``forward(input, hx=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched ``[T, I]``) and
-    ``(h_0, c_0)`` of ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if None, and returns ``y, (h_n, c_n)`` with y
-    ``[T, B, D*H]``. Computes in float32 and float64, on the CPU.
+    ``forward(input, hx=None, *, embedding=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched
+    ``[T, I]``) and ``(h_0, c_0)`` of ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if None, and returns
+    ``y, (h_n, c_n)`` with y ``[T, B, D*H]``. With embedding, a table ``[V, I]``, the input is int64 tokens ``[T, B]``
+    (``[B, T]``, ``[T]``) that pick its rows: the same as ``input=F.embedding(tokens, embedding)``, but faster where
+    V < T*B, because each row of the table is projected once. float32, float64, and bfloat16 and float16 computed in
+    float32; on the CPU.
 
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0.
-        NotImplementedError: PackedSequence, half types, CUDA tensors, autocast.
+        NotImplementedError: PackedSequence, CUDA tensors, autocast.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -111,8 +137,10 @@ class LSTM(_Layers):
     check_forward_args = nn.LSTM.check_forward_args  # type: ignore[assignment]
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
-    def forward(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        batched = self._is_batched(input)
+    def forward(
+        self, input: Tensor, hx: Sequence[Tensor] | None = None, *, embedding: Tensor | None = None
+    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+        batched = self._is_batched(input, embedding)
         if hx is not None and (hx[0].dim(), hx[1].dim()) != ((3, 3) if batched else (2, 2)):
             kind = "batched 3-D" if batched else "unbatched 2-D"
             raise RuntimeError(
@@ -122,11 +150,8 @@ class LSTM(_Layers):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
-        if hx is None:
-            self.check_input(input, None)
-        else:
-            self.check_forward_args(input, hx, None)  # type: ignore[arg-type, misc]
-        y, (h_n, c_n) = functional.lstm(input, hx, self._weights(), **self._options())
+        self._check(input, hx, embedding)
+        y, (h_n, c_n) = functional.lstm(input, hx, self._weights(), embedding=embedding, **self._options())
         if batched:
             return y, (h_n, c_n)
         return y.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
@@ -140,8 +165,10 @@ class GRU(_Layers):
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__("GRU", *args, **kwargs)
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._run_one_state(functional.gru, input, hx)
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._run_one_state(functional.gru, input, hx, embedding)
 
 
 class RNN(_Layers):
@@ -167,5 +194,7 @@ class RNN(_Layers):
     def _options(self) -> dict[str, Any]:
         return {**super()._options(), "nonlinearity": self.nonlinearity}
 
-    def forward(self, input: Tensor, hx: Tensor | None = None) -> tuple[Tensor, Tensor]:
-        return self._run_one_state(functional.rnn, input, hx)
+    def forward(
+        self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
+    ) -> tuple[Tensor, Tensor]:
+        return self._run_one_state(functional.rnn, input, hx, embedding)

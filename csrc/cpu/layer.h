@@ -1,0 +1,56 @@
+// One layer in one direction over a whole sequence, on plain pointers: projections, time loop, gradients. It is
+// compiled once; what depends on the instruction set is called through the table in kernels.h.
+#pragma once
+#include <cstddef>
+
+#include "kernels.h"
+
+namespace fusedrnn {
+namespace cpu {
+
+// Working memory that lives as long as the call.
+struct Arena {
+  void* (*allocate)(void* owner, size_t bytes);  // aligned to 64 bytes; throws when there is none
+  void* owner;
+
+  template <class T>
+  T* take(int64_t count) const {
+    return static_cast<T*>(allocate(owner, size_t(count) * sizeof(T)));
+  }
+};
+
+// What both directions have in common. Without tokens, x has one row per step and entry; with them, x is a table of V
+// rows of which tokens[t, b] picks one.
+struct Layer {
+  CellKind kind;
+  Type type;  // of every tensor
+  int64_t T, B, I, H;
+  bool reverse;
+  Stored x;
+  Steps<const int64_t> tokens;
+  int64_t V;
+  const void *h0, *c0;                    // [B, H]
+  const void *w_ih, *w_hh, *b_ih, *b_hh;  // [G H, I], [G H, H], [G H] or null
+};
+
+// saved and c have time first, or are null: saved when nothing is kept or the gates are to be computed again.
+struct LayerForward : Layer {
+  Stored y, saved, c;
+  void *h_n, *c_n;
+};
+
+// Results that are null are not computed. dx is that of the table when there are tokens.
+struct LayerBackward : Layer {
+  Stored y, saved, c, dy;  // saved may be null: then the gates are computed again
+  const void *dh_n, *dc_n;
+  Stored dx;
+  void *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+};
+
+template <class T>
+void run_layer(const LayerForward&, const Kernels<T>&, const Runner&, const Arena&);
+template <class T>
+void run_layer(const LayerBackward&, const Kernels<T>&, const Runner&, const Arena&);
+
+}  // namespace cpu
+}  // namespace fusedrnn
