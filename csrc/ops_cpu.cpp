@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <vector>
 
 #include "cells/gru.h"
 #include "cells/lstm.h"
@@ -73,6 +74,8 @@ auto with_compute_type(cpu::Type type, const F& f) {
   return type == cpu::kFloat64 ? f(0.0) : f(0.0f);
 }
 
+constexpr int64_t kWorthAdvice = 4 << 20;  // bytes
+
 template <size_t N>
 Tensor empty(cpu::Type type, const std::array<int64_t, N>& sizes) {
   std::array<int64_t, N> strides;
@@ -81,7 +84,9 @@ Tensor empty(cpu::Type type, const std::array<int64_t, N>& sizes) {
   AtenTensorHandle handle;
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(N, sizes.data(), strides.data(), dtype_of(type),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
-  return Tensor(handle);
+  const Tensor t(handle);
+  if (stride * cpu::size_of(type) >= kWorthAdvice) advise_huge_pages(t.mutable_data_ptr(), stride * cpu::size_of(type));
+  return t;
 }
 
 void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
@@ -92,9 +97,7 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 MaybeTensor dense(const MaybeTensor& t) { return t ? MaybeTensor(dense(*t)) : t; }
 
 // Any layout in which the values of a row are neighbours.
-Tensor dense_rows(const Tensor& t) {
-  return t.size(2) <= 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t);
-}
+Tensor dense_rows(const Tensor& t) { return t.size(2) <= 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t); }
 MaybeTensor dense_rows(const MaybeTensor& t) { return t ? MaybeTensor(dense_rows(*t)) : t; }
 
 // A tensor of one row per step and batch entry as the kernels see it; nothing when it has no elements.
@@ -179,8 +182,8 @@ void check_tokens(const Tensor& tokens, int64_t V) {
   STD_TORCH_CHECK(tokens.dim() == 2, "fusedrnn: expected tokens of 2 dimensions, got ", shape_of(tokens));
   const int64_t* p = static_cast<const int64_t*>(read(tokens));
   for (int64_t i = 0, n = tokens.numel(); i < n; ++i)
-    STD_TORCH_CHECK(p[i] >= 0 && p[i] < V, "fusedrnn: expected tokens from 0 to ", V - 1, ", the rows of the table, got ",
-                    p[i]);
+    STD_TORCH_CHECK(p[i] >= 0 && p[i] < V, "fusedrnn: expected tokens from 0 to ", V - 1,
+                    ", the rows of the table, got ", p[i]);
 }
 
 // The inputs that forward and backward share, checked and made dense.
@@ -299,6 +302,14 @@ std::string cpu_isa() { return isa().name; }
 
 int64_t multiply_add(int64_t rounds) { return isa().f32->multiply_add(rounds, torch_threads()); }
 
+// The phases of this thread's calls since the last time that this was called; turns measuring on or off.
+std::vector<int64_t> cpu_phases(bool on) {
+  const std::vector<int64_t> ns(cpu::phases.ns, cpu::phases.ns + cpu::kPhases);
+  cpu::phases = {};
+  cpu::phases.on = on;
+  return ns;
+}
+
 std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
   const Tensor x = dense(x_);
   STD_TORCH_CHECK(x.dim() == 1, "fusedrnn: expected x of 1 dimension, got ", shape_of(x));
@@ -317,15 +328,15 @@ std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
 }  // namespace
 }  // namespace fusedrnn
 
-#define FUSEDRNN_DEFINE(m, cell)                                                                                     \
-  m.def(cell                                                                                                         \
-        "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, "   \
-        "bool batch_first, bool reverse, bool save, bool recompute) "                                                \
-        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");                                            \
-  m.def(cell                                                                                                         \
-        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "           \
-        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "                \
-        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, "          \
+#define FUSEDRNN_DEFINE(m, cell)                                                                                   \
+  m.def(cell                                                                                                       \
+        "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
+        "bool batch_first, bool reverse, bool save, bool recompute) "                                              \
+        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");                                          \
+  m.def(cell                                                                                                       \
+        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "         \
+        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "              \
+        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, "        \
         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)")
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
@@ -335,6 +346,7 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   FUSEDRNN_DEFINE(m, "rnn_relu");
   m.def("cpu_isa() -> str");
   m.def("multiply_add(int rounds) -> int");
+  m.def("cpu_phases(bool on) -> int[]");
   m.def("activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");
 }
 
@@ -353,6 +365,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&fusedrnn::cpu_isa));
   m.impl("multiply_add", TORCH_BOX(&fusedrnn::multiply_add));
+  m.impl("cpu_phases", TORCH_BOX(&fusedrnn::cpu_phases));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -11,10 +11,21 @@
 
 namespace fusedrnn {
 
+// Asks for huge pages under memory that is about to be written for the first time: a fault for every 2 MiB instead of
+// one for every 4 KiB, and fewer misses of the TLB. Only a hint.
+inline void advise_huge_pages(void* p, size_t bytes) {
+#if defined(__linux__)
+  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
+  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kHugePage - 1) / kHugePage * kHugePage;
+  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / kHugePage * kHugePage;
+  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
+#endif
+}
+
 class Workspace {
  public:
   // Bytes that a thread keeps. A call that needs more is long enough not to mind.
-  static constexpr size_t kKept = size_t(32) << 20;
+  static constexpr size_t kKept = size_t(64) << 20;
 
   // The block is the call's as long as the call lasts, so that calls may nest.
   Workspace() : block_(kept().take()) {}
@@ -73,9 +84,7 @@ class Workspace {
     const size_t unit = huge ? kHugePage : 64;
     void* p = nullptr;
     if (posix_memalign(&p, unit, (bytes + unit - 1) / unit * unit) != 0) return nullptr;
-#if defined(__linux__)
-    if (huge) madvise(p, bytes, MADV_HUGEPAGE);  // fewer faults and fewer misses of the TLB; only a hint
-#endif
+    if (huge) advise_huge_pages(p, bytes);
     return p;
   }
 

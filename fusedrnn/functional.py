@@ -302,9 +302,7 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 def _check_served(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
     """Says what is not served yet, and refuses tensors of different dtypes or devices."""
     if x.dtype not in _DTYPES:
-        raise NotImplementedError(
-            f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}"
-        )
+        raise NotImplementedError(f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}")
     if x.device.type not in ("cpu", "meta"):
         raise NotImplementedError(f"fusedrnn has kernels for the CPU only, got a tensor on {x.device}; use nn.* there")
     if torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu"):

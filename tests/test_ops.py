@@ -70,7 +70,10 @@ def test_results_alias_neither_each_other_nor_an_argument(cell):
 def test_shapes_on_the_meta_device_are_those_of_the_kernels(cell):
     for batch_first in (False, True):
         for op, args in (
-            (FORWARD[cell], (*arguments(cell, (3, 2, 4, 5), batch_first=batch_first), None, batch_first, False, True, False)),
+            (
+                FORWARD[cell],
+                (*arguments(cell, (3, 2, 4, 5), batch_first=batch_first), None, batch_first, False, True, False),
+            ),
             (BACKWARD[cell], backward_arguments(cell, batch_first, False)),
         ):
             on_meta = op(*tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, args))

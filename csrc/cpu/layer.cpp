@@ -4,6 +4,7 @@
 #include "layer.h"
 
 #include <algorithm>
+#include <chrono>
 
 #include "../cells/gru.h"
 #include "../cells/lstm.h"
@@ -11,7 +12,24 @@
 
 namespace fusedrnn {
 namespace cpu {
+
+thread_local Phases phases;
+
 namespace {
+
+// Adds the time of its scope to a phase.
+class Timed {
+ public:
+  explicit Timed(Phase phase) : phase_(phase), start_(phases.on ? now() : 0) {}
+  ~Timed() {
+    if (phases.on) phases.ns[phase_] += now() - start_;
+  }
+
+ private:
+  static int64_t now() { return std::chrono::steady_clock::now().time_since_epoch() / std::chrono::nanoseconds(1); }
+  const Phase phase_;
+  const int64_t start_;
+};
 
 // Forward: input projections of a chunk take this much per thread, but no fewer rows than repay reading w_ih.
 constexpr int64_t kChunkBytes = 1 << 20, kChunkRows = 256;
@@ -52,6 +70,7 @@ class Pass {
     return to;
   }
   void convert(const void* from, Type from_type, void* to, Type to_type, int64_t rows, int64_t columns) const {
+    const Timed timed(kCopy);
     k.copy({const_cast<void*>(from), from_type, 0, columns}, {to, to_type, 0, columns}, 0, 1, rows, columns, runner);
   }
   // Where a result [rows, columns] is written, before finish() converts it.
@@ -63,11 +82,13 @@ class Pass {
   }
 
   T* packed(const Factor& f) const {
+    const Timed timed(kPack);
     T* p = arena.take<T>(k.packed_size(f.G, f.N, f.K));
     k.pack(f, p, runner);
     return p;
   }
   T* packed_bias(const void* bias, const Layer& a) const {
+    const Timed timed(kPack);
     T* p = arena.take<T>(k.packed_size(G, a.H, 1));
     k.pack_bias(bias, a.type, G, a.H, p);
     return p;
@@ -85,6 +106,7 @@ class Pass {
   Steps<const T> staged(const Stored& s, int64_t t0, int64_t t1, int64_t B, int64_t columns, T* room) const {
     if (!s.p || !room) return s.as<const T>();
     const Stored to = buffer(room, t0, B, columns);
+    const Timed timed(kCopy);
     k.copy(s, to, t0, t1, B, columns, runner);
     return to.as<const T>();
   }
@@ -149,7 +171,7 @@ class ForwardPass : Pass<Cell, T> {
     for (int64_t k0 = 0; k0 == 0 || k0 < a.T; k0 += steps) {
       const Chunk c = P::chunk(a, k0, std::min(a.T, k0 + steps));
       prepare(c, input);
-      k.forward(kind, f, runner);
+      run_steps(kind);
       finish(c);
       if (a.T == 0) break;
     }
@@ -165,7 +187,13 @@ class ForwardPass : Pass<Cell, T> {
     f.tokens = a.tokens;
   }
 
+  void run_steps(CellKind kind) {
+    const Timed timed(kLoop);
+    k.forward(kind, f, runner);
+  }
+
   void project(const T* x, int64_t rows, const Factor& input, T* to, int64_t ld) {
+    const Timed timed(kProject);
     if (w_ih)
       P::multiply(rows, gates, a.I, x, a.I, w_ih, to, ld);
     else
@@ -187,6 +215,7 @@ class ForwardPass : Pass<Cell, T> {
   }
 
   void finish(const Chunk& c) {
+    const Timed timed(kCopy);
     const auto out = [&](T* room, const Stored& to, int64_t columns) {
       if (room) k.copy(P::buffer(room, c.t0, a.B, columns), to, c.t0, c.t1, a.B, columns, runner);
     };
@@ -274,7 +303,7 @@ class BackwardPass : Pass<Cell, T> {
     // One step more than the chunk has: the one that is run after it.
     const int64_t first = a.reverse ? c.t0 - 1 : c.t0;
     f.delta = P::buffer(delta, first, a.B, width).template as<T>();
-    k.backward(kind, f, runner);
+    run_steps(kind);
     if (c.steps() > 0) {
       gradients(c);
       std::copy_n(f.delta.at(a.reverse ? c.t1 - 1 : c.t0), a.B * width, a.reverse ? delta : delta + steps_before(c));
@@ -283,19 +312,30 @@ class BackwardPass : Pass<Cell, T> {
   // Where the next chunk, which has steps_of(c.k0) steps, looks for the step that is run after it.
   int64_t steps_before(const Chunk& c) const { return std::min(steps, c.k0) * a.B * width; }
 
+  void run_steps(CellKind kind) {
+    const Timed timed(kLoop);
+    k.backward(kind, f, runner);
+  }
+
   void gradients(const Chunk& c) {
     const int64_t rows = c.steps() * a.B;
     const T* d = f.delta.at(c.t0);
     const bool first = c.k1 == a.T;  // of the chunks that are added up
-    if (sums) k.column_sums(d, rows, width, sums, !first, runner);
-    if (by_token)
+    if (sums) {
+      const Timed timed(kBiasGradient);
+      k.column_sums(d, rows, width, sums, !first, runner);
+    }
+    if (by_token) {
+      const Timed timed(kInputGradient);
       k.add_by_token({f.delta.p, f.delta.step, f.delta.row}, a.tokens, c.t0, c.t1, a.B, gates, by_token, runner);
-    if (a.dx.p && !a.tokens) {
+    } else if (a.dx.p) {
+      const Timed timed(kInputGradient);
       const Stored to = dx_room ? P::buffer(dx_room, c.t0, a.B, a.I) : a.dx;
       P::multiply(rows, a.I, gates, d, width, w_ih, to.as<T>().at(c.t0), a.I);
       if (dx_room) k.copy(to, a.dx, c.t0, c.t1, a.B, a.I, runner);
     }
     if (!wants_w) return;
+    const Timed timed(kWeightGradient);
     if (!a.tokens) {
       k.pack_steps(a.x, c.t0, c.t1, a.B, a.I, rows, 0, factor, runner);
       input_weights(d, width, rows, !first);
@@ -327,6 +367,7 @@ class BackwardPass : Pass<Cell, T> {
 
   // w_ih for dx = delta w_ih: its gates in the order of delta's slots.
   void pack_w_ih() {
+    const Timed timed(kPack);
     w_ih = arena.template take<T>(k.packed_size(1, a.I, gates));
     input_gate_runs([&](int slot, int gate, int count) {
       const Stored rows{const_cast<void*>(a.w_ih), a.type, 0, a.I};
@@ -367,6 +408,7 @@ class BackwardPass : Pass<Cell, T> {
 
   // What forward would have saved of a chunk. No step waits for another, since all states are known.
   Steps<const T> again(const Chunk& c) {
+    const Timed timed(kRecompute);
     const int64_t rows = c.steps() * a.B, ld = slots<Cell, T> * a.H;
     const Stored saved = P::buffer(saved_room, c.t0, a.B, ld);
     if (rows == 0) return saved.as<const T>();
@@ -443,10 +485,12 @@ void with_cell(CellKind kind, const F& f) {
 
 template <class T>
 void run_layer(const LayerForward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena) {
+  const Timed timed(kWhole);
   with_cell(a.kind, [&](auto cell) { ForwardPass<decltype(cell), T>(a, k, runner, arena).run(a.kind); });
 }
 template <class T>
 void run_layer(const LayerBackward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena) {
+  const Timed timed(kWhole);
   with_cell(a.kind, [&](auto cell) { BackwardPass<decltype(cell), T>(a, k, runner, arena).run(a.kind); });
 }
 

@@ -47,6 +47,26 @@ struct LayerBackward : Layer {
   void *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
 };
 
+// Where the time of a thread's layers went, in ns summed over calls, while it is being measured. The last phase is the
+// whole, the others are parts of it.
+enum Phase {
+  kPack,
+  kProject,
+  kLoop,
+  kRecompute,
+  kInputGradient,
+  kWeightGradient,
+  kBiasGradient,
+  kCopy,
+  kWhole,
+  kPhases
+};
+struct Phases {
+  bool on;
+  int64_t ns[kPhases];
+};
+extern thread_local Phases phases;
+
 template <class T>
 void run_layer(const LayerForward&, const Kernels<T>&, const Runner&, const Arena&);
 template <class T>

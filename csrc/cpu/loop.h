@@ -156,7 +156,7 @@ static void recompute(const Recompute<T>& a, const Runner& runner) {
   for_each(shares, true, runner, [&](int64_t s) {
     // Rows that stay in the second-level cache while all panels pass.
     const Blocks parts(a.rows * s / shares, a.rows * (s + 1) / shares,
-                       int(kRowBytes / (int64_t(sizeof(T)) * a.H) + kLeastRows));
+                       int(kRowBytes / (int64_t(sizeof(T)) * (a.H + 1)) + kLeastRows));
     for (int64_t i = 0; i < parts.count; ++i)
       sweep<T, G>(packed_product<T, G>(a.h, a.ldh, a.weights, a.H, a.b_hh), parts.begin(i), parts.begin(i + 1), 0,
                   panels<T>(a.H), step);

@@ -214,8 +214,8 @@ FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, in
                                                             t + units >= t1, out, epilogue);
 }
 
-// epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Transposed: block i of the rows is at a + i K kBlockStride, and
-// there is only the shape for any number of rows.
+// epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Transposed: block i of the rows is at a + i K kBlockStride,
+// and there is only the shape for any number of rows.
 template <class T, int G, bool Transposed = false, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
   if (r0 < r1) sweep_shape<T, G, 0, Transposed>(p, r0, r1, t0, t1, epilogue);

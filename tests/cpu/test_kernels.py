@@ -55,7 +55,11 @@ def test_results_are_the_same_to_the_bit_for_any_number_of_threads(cell, layout,
 def test_what_is_saved_for_backward_does_not_change_the_outputs(cell, layout):
     for size in SIZES:
         args = arguments(cell, size, torch.float32, layout[0])
-        for a, b in zip(FORWARD[cell](*args, None, *layout, True, False)[:3], FORWARD[cell](*args, None, *layout, False, False)[:3], strict=True):
+        for a, b in zip(
+            FORWARD[cell](*args, None, *layout, True, False)[:3],
+            FORWARD[cell](*args, None, *layout, False, False)[:3],
+            strict=True,
+        ):
             assert torch.equal(a, b), size
 
 
