@@ -172,7 +172,7 @@ def _layer(
     reverse: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, States]:
-    """One layer in one direction: y and the final states ``[B, H]``. With tokens, x is the table that they pick from."""
+    """One layer in one direction: y and the final states ``[B, H]``. With tokens, x is the table they pick from."""
     if forward_ad._current_level >= 0:
         x = x if tokens is None else F.embedding(tokens, x)
         return reference.layer(cell, x, states, weights, batch_first, reverse)
@@ -216,15 +216,16 @@ class _Network(NamedTuple):
         tokens = None
         if embedding is not None:
             _check_tokens(x, embedding, weights[0])
-            tokens, x = x, embedding
+            if embedding.shape[0] < T * B:
+                tokens, x = x, embedding
+            else:  # projecting the rows that are used costs less
+                x = F.embedding(x, embedding)
         if states is None:
             states = (x.new_zeros((len(groups), B, weights[1].shape[1])),) * CELLS[self.cell].states
         _check_served(x, states, weights)
         for s in states:
             if s.dim() != 3 or s.shape[0] != len(groups):
                 raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
-        if tokens is not None and x.shape[0] >= T * B:  # projecting the rows that are used costs less
-            tokens, x = None, F.embedding(tokens, x)
         if len(groups) == 1:
             y, end = self._layer(x, tuple(s[0] for s in states), groups[0], tokens, False)
             return y, tuple(s.unsqueeze(0) for s in end)

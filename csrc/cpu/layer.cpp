@@ -235,7 +235,7 @@ class BackwardPass : Pass<Cell, T> {
   const LayerBackward& a;
   const int64_t gates = G * a.H, width = D * a.H;
   const bool recomputes = Cell::kSaved > 0 && !a.saved.p;
-  const bool wants_w = a.dw_ih != nullptr;
+  const bool wants_w = a.dw_ih || a.dw_hh;
   int64_t steps;
   T *y_room, *c_room, *dy_room, *saved_room, *x_room = nullptr, *dx_room = nullptr;
   T *delta, *by_token = nullptr, *factor = nullptr, *scratch = nullptr, *sums = nullptr;
