@@ -11,6 +11,7 @@
 #include <optional>
 #include <string>
 #include <tuple>
+#include <type_traits>
 #include <vector>
 
 #include "cells/gru.h"
@@ -193,7 +194,18 @@ struct Inputs {
   Tensor w_ih, w_hh;
   MaybeTensor b_ih, b_hh, tokens;
   bool batch_first;
-  ScalarType dtype;
+  ScalarType dtype{};
+  bool layered = false;  // states are [1, B, H] instead of [B, H], and so are those that are returned
+
+  void check_state(const char* name, const Tensor& t, const cpu::Layer& a) const {
+    layered ? check(name, t, {1, a.B, a.H}, dtype) : check(name, t, {a.B, a.H}, dtype);
+  }
+  void check_state(const char* name, const MaybeTensor& t, const cpu::Layer& a) const {
+    if (t) check_state(name, *t, a);
+  }
+  Tensor new_state(const cpu::Layer& a) const {
+    return layered ? empty<3>(a.type, {1, a.B, a.H}) : empty<2>(a.type, {a.B, a.H});
+  }
 
   // The arguments of the layer in `a`.
   template <class Cell>
@@ -211,9 +223,10 @@ struct Inputs {
     a.T = steps.size(batch_first ? 1 : 0), a.B = steps.size(batch_first ? 0 : 1);
     a.I = x.size(tokens ? 1 : 2), a.H = w_hh.size(1), a.V = tokens ? x.size(0) : 0;
     const int64_t G = Cell::kGates;
-    check("h0", h0, {a.B, a.H}, dtype);
+    layered = h0.dim() == 3;
+    check_state("h0", h0, a);
     STD_TORCH_CHECK(c0.has_value() == Cell::kHasCellState, "fusedrnn: c0 is for the LSTM, and the LSTM needs it");
-    check("c0", c0, {a.B, a.H}, dtype);
+    check_state("c0", c0, a);
     check("w_ih", w_ih, {G * a.H, a.I}, dtype);
     check("w_hh", w_hh, {G * a.H, a.H}, dtype);
     check("b_ih", b_ih, {G * a.H}, dtype);
@@ -238,20 +251,43 @@ Tensor per_row(const cpu::Layer& a, bool batch_first, int64_t columns) {
 
 // ---------------------------------------------------------------------------------------------- operators
 
-using ForwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+// y, h_n, for the LSTM c_n.
+template <class Cell>
+using States = std::conditional_t<Cell::kHasCellState, std::tuple<Tensor, Tensor, Tensor>, std::tuple<Tensor, Tensor>>;
 
 template <class Cell>
-ForwardResult forward(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                      const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, bool batch_first,
-                      bool reverse, bool save, bool recompute) {
+States<Cell> forward(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                     const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, bool batch_first,
+                     bool reverse) {
   cpu::LayerForward a{};
-  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, {}};
+  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
   in.fill<Cell>(a, reverse);
-  const Tensor y = per_row(a, batch_first, a.H), h_n = empty<2>(a.type, {a.B, a.H});
-  const Tensor c_n = Cell::kHasCellState ? empty<2>(a.type, {a.B, a.H}) : nothing(a.type);
-  const bool gates = save && !recompute && Cell::kSaved;
-  const Tensor saved = gates ? per_row(a, false, Cell::kSaved * a.H) : nothing(a.type);
-  const Tensor c = save && Cell::kHasCellState ? per_row(a, false, a.H) : nothing(a.type);
+  const Tensor y = per_row(a, batch_first, a.H), h_n = in.new_state(a);
+  a.y = rows_of(y, a.type, batch_first), a.h_n = data(h_n);
+  if constexpr (Cell::kHasCellState) {
+    const Tensor c_n = in.new_state(a);
+    a.c_n = data(c_n);
+    run(a);
+    return {y, h_n, c_n};
+  } else {
+    run(a);
+    return {y, h_n};
+  }
+}
+
+using SavingResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
+
+template <class Cell>
+SavingResult saving(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                    const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, bool batch_first,
+                    bool reverse, bool recompute) {
+  cpu::LayerForward a{};
+  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
+  in.fill<Cell>(a, reverse);
+  const Tensor y = per_row(a, batch_first, a.H), h_n = in.new_state(a);
+  const Tensor c_n = Cell::kHasCellState ? in.new_state(a) : nothing(a.type);
+  const Tensor saved = !recompute && Cell::kSaved ? per_row(a, false, Cell::kSaved * a.H) : nothing(a.type);
+  const Tensor c = Cell::kHasCellState ? per_row(a, false, a.H) : nothing(a.type);
   a.y = rows_of(y, a.type, batch_first), a.saved = rows_of(saved, a.type, false), a.c = rows_of(c, a.type, false);
   a.h_n = data(h_n), a.c_n = data(c_n);
   run(a);
@@ -267,16 +303,16 @@ BackwardResult backward(const MaybeTensor& dy_, const MaybeTensor& dh_n_, const 
                         const Tensor& saved_, const Tensor& c_, bool batch_first, bool reverse, bool need_x,
                         bool need_w) {
   cpu::LayerBackward a{};
-  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, {}};
+  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
   in.fill<Cell>(a, reverse);
   const int64_t outer = batch_first ? a.B : a.T, inner = batch_first ? a.T : a.B, G = Cell::kGates;
   check("dy", dy_, {outer, inner, a.H}, in.dtype);
-  check("dh_n", dh_n_, {a.B, a.H}, in.dtype);
-  check("dc_n", dc_n_, {a.B, a.H}, in.dtype);
+  in.check_state("dh_n", dh_n_, a);
+  in.check_state("dc_n", dc_n_, a);
   check("y", y_, {outer, inner, a.H}, in.dtype);
   const bool recompute = Cell::kSaved && saved_.dim() == 1 && saved_.numel() == 0;
   if (Cell::kSaved && !recompute) check("saved", saved_, {a.T, a.B, Cell::kSaved * a.H}, in.dtype);
-  if (Cell::kHasCellState) check("c (was forward run with save?)", c_, {a.T, a.B, a.H}, in.dtype);
+  if (Cell::kHasCellState) check("c", c_, {a.T, a.B, a.H}, in.dtype);
   const Tensor y = dense_rows(y_), saved = dense(saved_), c = dense(c_);
   const MaybeTensor dy = dense_rows(dy_), dh_n = dense(dh_n_), dc_n = dense(dc_n_);
   a.y = rows_of(y, a.type, batch_first), a.saved = rows_of(saved, a.type, false), a.c = rows_of(c, a.type, false);
@@ -288,7 +324,7 @@ BackwardResult backward(const MaybeTensor& dy_, const MaybeTensor& dh_n_, const 
   };
   const auto bias = [&](const MaybeTensor& b) { return empty<1>(a.type, {need_w && b ? G * a.H : 0}); };
   const Tensor dx = need_x && !tokens ? per_row(a, batch_first, a.I) : wanted(need_x, a.V, a.I);
-  const Tensor dh0 = wanted(true, a.B, a.H), dc0 = wanted(Cell::kHasCellState, a.B, a.H);
+  const Tensor dh0 = in.new_state(a), dc0 = Cell::kHasCellState ? in.new_state(a) : nothing(a.type);
   const Tensor dw_ih = wanted(need_w, G * a.H, a.I), dw_hh = wanted(need_w, G * a.H, a.H);
   const Tensor db_ih = bias(b_ih), db_hh = bias(b_hh);
   if (need_x) a.dx = tokens ? cpu::Stored{data(dx), a.type, 0, a.I} : rows_of(dx, a.type, batch_first);
@@ -328,22 +364,28 @@ std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
 }  // namespace
 }  // namespace fusedrnn
 
-#define FUSEDRNN_DEFINE(m, cell)                                                                                   \
-  m.def(cell                                                                                                       \
-        "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
-        "bool batch_first, bool reverse, bool save, bool recompute) "                                              \
-        "-> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");                                          \
-  m.def(cell                                                                                                       \
-        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "         \
-        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "              \
-        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, "        \
+#define FUSEDRNN_LAYER                                                                                              \
+  "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, "        \
+  "bool batch_first, bool reverse"
+#define FUSEDRNN_DEFINE(m, cell, states)                                                                            \
+  m.def(cell FUSEDRNN_LAYER ") -> (Tensor y, " states ")");                                                         \
+  m.def(cell "_saving" FUSEDRNN_LAYER                                                                               \
+             ", bool recompute) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");                    \
+  m.def(cell                                                                                                        \
+        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "          \
+        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "               \
+        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, "         \
         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)")
+#define FUSEDRNN_IMPLEMENT(m, cell, Cell)                   \
+  m.impl(cell, TORCH_BOX(&fusedrnn::forward<Cell>));        \
+  m.impl(cell "_saving", TORCH_BOX(&fusedrnn::saving<Cell>)); \
+  m.impl(cell "_backward", TORCH_BOX(&fusedrnn::backward<Cell>))
 
 STABLE_TORCH_LIBRARY(fusedrnn, m) {
-  FUSEDRNN_DEFINE(m, "lstm");
-  FUSEDRNN_DEFINE(m, "gru");
-  FUSEDRNN_DEFINE(m, "rnn_tanh");
-  FUSEDRNN_DEFINE(m, "rnn_relu");
+  FUSEDRNN_DEFINE(m, "lstm", "Tensor h_n, Tensor c_n");
+  FUSEDRNN_DEFINE(m, "gru", "Tensor h_n");
+  FUSEDRNN_DEFINE(m, "rnn_tanh", "Tensor h_n");
+  FUSEDRNN_DEFINE(m, "rnn_relu", "Tensor h_n");
   m.def("cpu_isa() -> str");
   m.def("multiply_add(int rounds) -> int");
   m.def("cpu_phases(bool on) -> int[]");
@@ -351,14 +393,10 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
 }
 
 STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CPU, m) {
-  m.impl("lstm", TORCH_BOX(&fusedrnn::forward<fusedrnn::Lstm>));
-  m.impl("lstm_backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::Lstm>));
-  m.impl("gru", TORCH_BOX(&fusedrnn::forward<fusedrnn::Gru>));
-  m.impl("gru_backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::Gru>));
-  m.impl("rnn_tanh", TORCH_BOX(&fusedrnn::forward<fusedrnn::RnnTanh>));
-  m.impl("rnn_tanh_backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::RnnTanh>));
-  m.impl("rnn_relu", TORCH_BOX(&fusedrnn::forward<fusedrnn::RnnRelu>));
-  m.impl("rnn_relu_backward", TORCH_BOX(&fusedrnn::backward<fusedrnn::RnnRelu>));
+  FUSEDRNN_IMPLEMENT(m, "lstm", fusedrnn::Lstm);
+  FUSEDRNN_IMPLEMENT(m, "gru", fusedrnn::Gru);
+  FUSEDRNN_IMPLEMENT(m, "rnn_tanh", fusedrnn::RnnTanh);
+  FUSEDRNN_IMPLEMENT(m, "rnn_relu", fusedrnn::RnnRelu);
   m.impl("activations", TORCH_BOX(&fusedrnn::activations));
 }
 

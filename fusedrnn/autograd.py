@@ -20,37 +20,39 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import BACKWARD, CELLS, FORWARD
+from .ops import BACKWARD, CELLS, FORWARD, SAVING
 
 TensorOrNone = Tensor | None
 
-# Arguments of a forward operator: seven tensors that have gradients (some None), tokens, then batch_first, reverse,
-# save and recompute.
-_TENSORS, _OTHERS = 7, 5
+# Arguments of a saving operator: seven tensors that have gradients (some None), tokens, then batch_first, reverse and
+# recompute.
+_TENSORS, _OTHERS = 7, 4
+
+
+def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
+    *tensors, batch_first, reverse, _ = inputs
+    y, _, _, saved, c = output
+    ctx.save_for_backward(*tensors, y, saved, c)
+    ctx.layout = batch_first, reverse
+    ctx.set_materialize_grads(False)
 
 
 def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    *tensors, batch_first, reverse, save, _ = inputs
-    y, _, c_n, saved, c = output
-    ctx.save_for_backward(*tensors, y, saved, c)
-    ctx.layout, ctx.saved_for_backward = (batch_first, reverse), save
-    ctx.mark_non_differentiable(*([saved, c] if CELLS[cell].states == 2 else [c_n, saved, c]))
-    ctx.set_materialize_grads(False)
+    _save(ctx, inputs, output)
+    ctx.mark_non_differentiable(*output[1 + CELLS[cell].states :])
 
 
 def _backward(
     cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequence[TensorOrNone]
 ) -> tuple[TensorOrNone, ...]:
-    """Gradients for the seven tensors of the forward operator; ``needed`` says which of them are asked for.
+    """Gradients for the seven tensors of the saving operator; ``needed`` says which of them are asked for.
 
-    ``run`` is the backward operator, or a Function around it; ``grads`` are those of the forward operator's results.
+    ``run`` is the backward operator, or a Function around it; ``grads`` are those of the saving operator's results.
     """
     dy, dh_n, dc_n = grads[:3]
     *inputs, tokens, y, saved, c = ctx.saved_tensors
     if dy is None and dh_n is None and dc_n is None:
         return (None,) * _TENSORS
-    if not ctx.saved_for_backward:
-        raise RuntimeError("fusedrnn: this result was computed without what its backward needs (save=False)")
     if CELLS[cell].states == 1:
         dc_n = None
     results = run(dy, dh_n, dc_n, *inputs, tokens, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
@@ -69,10 +71,25 @@ def _outputs(
     """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator and tokens."""
     x, h0, c0, *weights = inputs
     assert x is not None and h0 is not None
+    return reference_layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, tokens, batch_first, reverse)
+
+
+def reference_layer(
+    cell: str,
+    x: Tensor,
+    states: Sequence[Tensor],
+    weights: Sequence[TensorOrNone],
+    tokens: TensorOrNone,
+    batch_first: bool,
+    reverse: bool,
+) -> tuple[Tensor, ...]:
+    """What a forward operator returns of y and the final states, in plain PyTorch."""
     if tokens is not None:
         x = torch.nn.functional.embedding(tokens, x)
-    y, states = reference.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, batch_first, reverse)
-    return (y, *states)
+    layered = states[0].dim() == 3
+    starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)
+    y, ends = reference.layer(cell, x, starts, weights, batch_first, reverse)
+    return (y, *(s.unsqueeze(0) if layered else s for s in ends))
 
 
 def _setup_double(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
@@ -125,7 +142,11 @@ def _register(cell: str) -> None:
     def double(ctx, *grads):
         return _double_backward(cell, ctx, *grads)
 
-    torch.library.register_autograd(FORWARD[cell], backward, setup_context=setup)
+    def refuse(ctx, *grads):
+        raise RuntimeError(f"fusedrnn: this result was computed without what its backward needs; use {cell}_saving")
+
+    torch.library.register_autograd(FORWARD[cell], refuse)
+    torch.library.register_autograd(SAVING[cell], backward, setup_context=setup)
     torch.library.register_autograd(BACKWARD[cell], double, setup_context=_setup_double)
 
 
@@ -154,7 +175,7 @@ class _BackwardFunction(torch.autograd.Function):
 
 
 class _LayerFunction(torch.autograd.Function):
-    """``apply(cell, *arguments of a forward operator)``: that operator, eagerly.
+    """``apply(cell, *arguments of a saving operator)``: that operator, eagerly.
 
     Returns ``(y, h_n, c_n, saved, c)`` as the operator does. Differentiable any number of times in reverse mode, and
     under torch.func's vmap, grad and vjp.
@@ -164,7 +185,7 @@ class _LayerFunction(torch.autograd.Function):
 
     @staticmethod
     def forward(cell, *args):
-        return FORWARD[cell](*args)
+        return SAVING[cell](*args)
 
     @staticmethod
     def setup_context(ctx, inputs, output):
@@ -177,6 +198,39 @@ class _LayerFunction(torch.autograd.Function):
         run = partial(_BackwardFunction.apply, ctx.cell)
         grads = _backward(ctx.cell, run, ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
         return (None, *grads, *(None,) * _OTHERS)
+
+
+class EagerFunction(torch.autograd.Function):
+    """``apply(cell, *arguments of a saving operator)``: ``(y, h_n)`` or ``(y, h_n, c_n)``.
+
+    The same derivatives as :class:`_LayerFunction` of any order, but not under torch.func's transforms: what those need
+    takes more time than a short layer.
+    """
+
+    @staticmethod
+    def forward(ctx, cell, *args):
+        output = run_below_autograd(SAVING[cell], *args)
+        ctx.cell = cell
+        _save(ctx, args, output)
+        return output[: 1 + CELLS[cell].states]
+
+    @staticmethod
+    def backward(ctx, *grads):
+        # Only under create_graph is the gradient itself differentiated.
+        function = _BackwardFunction.apply if torch.is_grad_enabled() else _run_backward_operator
+        grads = (*grads, None)[:3]
+        grads = _backward(ctx.cell, partial(function, ctx.cell), ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
+        return (None, *grads, *(None,) * _OTHERS)
+
+
+def run_below_autograd(op: Any, *args: Any) -> Any:
+    """Calls an operator without recording it, which spares the dispatcher a call of Python."""
+    with torch._C._AutoDispatchBelowAutograd():
+        return op(*args)
+
+
+def _run_backward_operator(cell: str, *args: Any) -> Any:
+    return run_below_autograd(BACKWARD[cell], *args)
 
 
 class LSTMFunction(_LayerFunction):

@@ -7,17 +7,17 @@ computed in float32), on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-from typing import NamedTuple
+from collections.abc import Callable, Sequence
+from functools import partial
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 from torch.nn import functional as F
 
-from . import reference
-from .autograd import FUNCTIONS
-from .ops import CELLS, FORWARD
+from .autograd import FUNCTIONS, EagerFunction, reference_layer, run_below_autograd
+from .ops import CELLS, FORWARD, SAVING
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
@@ -66,8 +66,8 @@ def lstm(
         _check_pair("lstm", hx)
         hx = tuple(hx)
     network = _Network("lstm", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, states = network.run(input, hx, weights, embedding)
-    return y, (states[0], states[1])
+    y, h_n, c_n = network.run(input, hx, weights, embedding)
+    return y, (h_n, c_n)
 
 
 def gru(
@@ -88,8 +88,8 @@ def gru(
     Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
     """
     network = _Network("gru", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, states = network.run(input, None if hx is None else (hx,), weights, embedding)
-    return y, states[0]
+    y, h_n = network.run(input, None if hx is None else (hx,), weights, embedding)
+    return y, h_n
 
 
 def rnn(
@@ -116,8 +116,8 @@ def rnn(
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     cell = f"rnn_{nonlinearity}"
     network = _Network(cell, num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, states = network.run(input, None if hx is None else (hx,), weights, embedding)
-    return y, states[0]
+    y, h_n = network.run(input, None if hx is None else (hx,), weights, embedding)
+    return y, h_n
 
 
 def lstm_cell(
@@ -171,24 +171,27 @@ def _layer(
     batch_first: bool = False,
     reverse: bool = False,
     recompute: bool = False,
-) -> tuple[Tensor, States]:
-    """One layer in one direction: y and the final states ``[B, H]``. With tokens, x is the table they pick from."""
+) -> tuple[Tensor, ...]:
+    """One layer in one direction: y and the final states, ``[B, H]`` or ``[1, B, H]`` as the initial ones.
+
+    With tokens, x is the table that they pick from.
+    """
     if forward_ad._current_level >= 0:
-        x = x if tokens is None else F.embedding(tokens, x)
-        return reference.layer(cell, x, states, weights, batch_first, reverse)
-    w_ih, w_hh, b_ih, b_hh = weights
+        return reference_layer(cell, x, states, weights, tokens, batch_first, reverse)
     c0 = states[1] if len(states) == 2 else None
-    tensors = (x, states[0], c0, w_ih, w_hh, b_ih, b_hh)
-    needs_grad = torch.is_grad_enabled() and any(t is not None and t.requires_grad for t in tensors)
+    args = (x, states[0], c0, *weights, tokens, batch_first, reverse)
     if torch.compiler.is_compiling():
         # The operator is one node of the graph, and has the same backward.
-        out = FORWARD[cell](*tensors, tokens, batch_first, reverse, needs_grad, recompute)
-    elif needs_grad or torch._C._functorch.maybe_current_level() is not None:
+        needs_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        return SAVING[cell](*args, recompute)[: 1 + len(states)] if needs_grad else FORWARD[cell](*args)
+    if torch._C._functorch.maybe_current_level() is not None:
         # Inside a transform of torch.func, requires_grad does not tell.
-        out = FUNCTIONS[cell].apply(cell, *tensors, tokens, batch_first, reverse, True, recompute)
-    else:
-        out = FORWARD[cell](*tensors, tokens, batch_first, reverse, False, False)
-    return out[0], (out[1],) if c0 is None else (out[1], out[2])
+        return FUNCTIONS[cell].apply(cell, *args, recompute)[: 1 + len(states)]
+    if torch.is_inference_mode_enabled():
+        return FORWARD[cell](*args)
+    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return EagerFunction.apply(cell, *args, recompute)
+    return run_below_autograd(FORWARD[cell], *args)
 
 
 class _Network(NamedTuple):
@@ -203,16 +206,20 @@ class _Network(NamedTuple):
 
     def run(
         self, x: Tensor, states: States | None, weights: Sequence[Tensor], embedding: Tensor | None
-    ) -> tuple[Tensor, States]:
+    ) -> tuple[Tensor, ...]:
         """y and the final states; states are ``[L*D, B, H]`` each."""
-        directions = 2 if self.bidirectional else 1
-        groups = _groups(weights, self.num_layers * directions)
+        layers = self.num_layers * (2 if self.bidirectional else 1)
         dims = 3 if embedding is None else 2
         if x.dim() != dims:
             raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
-        T, B = (x.shape[1], x.shape[0]) if self.batch_first else (x.shape[0], x.shape[1])
+        T, B = (x.size(1), x.size(0)) if self.batch_first else (x.size(0), x.size(1))
         if T == 0:
             raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+        if len(weights) not in (2 * layers, 4 * layers):
+            raise RuntimeError(
+                f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
+                f"got {len(weights)}"
+            )
         tokens = None
         if embedding is not None:
             _check_tokens(x, embedding, weights[0])
@@ -221,14 +228,18 @@ class _Network(NamedTuple):
             else:  # projecting the rows that are used costs less
                 x = F.embedding(x, embedding)
         if states is None:
-            states = (x.new_zeros((len(groups), B, weights[1].shape[1])),) * CELLS[self.cell].states
-        _check_served(x, states, weights)
+            states = (x.new_zeros((layers, B, weights[1].shape[1])),) * CELLS[self.cell].states
+        return _checked(self._run, x, states, weights, tokens)
+
+    def _run(self, x: Tensor, states: States, weights: Sequence[Tensor], tokens: Tensor | None) -> tuple[Tensor, ...]:
+        directions = 2 if self.bidirectional else 1
+        if self.num_layers == directions == 1:
+            group = weights if len(weights) == 4 else (*weights, None, None)
+            return self._layer(x, states, group, tokens, False)
+        groups = self._groups(weights)
         for s in states:
             if s.dim() != 3 or s.shape[0] != len(groups):
                 raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
-        if len(groups) == 1:
-            y, end = self._layer(x, tuple(s[0] for s in states), groups[0], tokens, False)
-            return y, tuple(s.unsqueeze(0) for s in end)
         starts = list(zip(*(s.unbind(0) for s in states), strict=True))
         ends: list[States] = []
         for first in range(0, len(groups), directions):
@@ -236,40 +247,37 @@ class _Network(NamedTuple):
                 x = _dropout(x, self.dropout, self.batch_first)
             ys = []
             for d in range(directions):
-                y, end = self._layer(x, starts[first + d], groups[first + d], tokens, d == 1)
+                y, *end = self._layer(x, starts[first + d], groups[first + d], tokens, d == 1)
                 ys.append(y)
-                ends.append(end)
+                ends.append(tuple(end))
             x, tokens = torch.cat(ys, -1) if self.bidirectional else ys[0], None
-        return x, tuple(torch.stack(s) for s in zip(*ends, strict=True))
+        return (x, *(torch.stack(s) for s in zip(*ends, strict=True)))
 
     def _layer(
         self, x: Tensor, states: States, weights: Sequence[Tensor | None], tokens: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, States]:
+    ) -> tuple[Tensor, ...]:
         return _layer(self.cell, x, states, weights, tokens, self.batch_first, reverse, self.recompute)
 
-
-def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
-    if tokens.dtype != torch.int64:
-        raise RuntimeError(f"Expected tokens of dtype torch.int64 with embedding, got {tokens.dtype}")
-    if embedding.dim() != 2 or embedding.shape[1] != w_ih.shape[1]:
-        raise RuntimeError(f"Expected embedding of shape [V, {w_ih.shape[1]}], got {list(embedding.shape)}")
-    if tokens.device != embedding.device:
-        raise RuntimeError(
-            f"Input and embedding are not at the same device, found input tensor at {tokens.device} "
-            f"and embedding at {embedding.device}"
-        )
+    def _groups(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor | None]]:
+        """The flat list of weights, cut into w_ih, w_hh, b_ih, b_hh per layer and direction."""
+        each = len(weights) // (self.num_layers * (2 if self.bidirectional else 1))
+        groups = [weights[i : i + each] for i in range(0, len(weights), each)]
+        return [group if each == 4 else [*group, None, None] for group in groups]
 
 
-def _groups(weights: Sequence[Tensor], count: int) -> list[Sequence[Tensor | None]]:
-    """The flat list of weights, cut into w_ih, w_hh, b_ih, b_hh per layer and direction."""
-    if len(weights) not in (2 * count, 4 * count):
-        raise RuntimeError(
-            f"expected {2 * count} weights, or {4 * count} with biases, for {count} layers and directions, "
-            f"got {len(weights)}"
-        )
-    each = len(weights) // count
-    groups = [list(weights[i : i + each]) for i in range(0, len(weights), each)]
-    return [group if each == 4 else [*group, None, None] for group in groups]
+def _checked(run: Callable[..., Any], x: Tensor, states: States, weights: Sequence[Tensor | None], *args: Any) -> Any:
+    """run(x, states, weights, ...), with an error that says what is not served, or which tensors do not fit.
+
+    The operators refuse whatever they cannot take, so looking at every tensor can wait until they have.
+    """
+    if torch.is_autocast_enabled("cpu") or not x.is_cpu or torch.compiler.is_compiling():
+        _check_served(x, states, weights)
+        return run(x, states, weights, *args)
+    try:
+        return run(x, states, weights, *args)
+    except (RuntimeError, NotImplementedError):
+        _check_served(x, states, weights)
+        raise
 
 
 def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
@@ -293,8 +301,7 @@ def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
         if s.shape[1] != w_hh.shape[1]:
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {w_hh.shape[1]}")
-    _check_served(x, states, weights)
-    return _layer(cell, x.unsqueeze(0), states, weights)[1]
+    return _checked(partial(_layer, cell), x.unsqueeze(0), states, weights)[1:]
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

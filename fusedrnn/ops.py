@@ -2,14 +2,17 @@
 
 The operators are private until 1.0. Each runs one layer in one direction over a whole sequence::
 
-    fusedrnn::{lstm,gru,rnn_tanh,rnn_relu}(x, h0, c0, w_ih, w_hh, b_ih, b_hh, batch_first, reverse, save)
-        -> (y, h_n, c_n, saved, c)
-    fusedrnn::{...}_backward(dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, y, saved, c,
+    fusedrnn::{lstm,gru,rnn_tanh,rnn_relu}(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse)
+        -> (y, h_n) or, for the LSTM, (y, h_n, c_n)
+    fusedrnn::{...}_saving(the same, recompute) -> (y, h_n, c_n, saved, c)
+    fusedrnn::{...}_backward(dy, dh_n, dc_n, x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, y, saved, c,
                              batch_first, reverse, need_x, need_w)
         -> (dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh)
 
-c0, c_n and c are the LSTM's; the other cells take None and return tensors of no elements. ``save`` asks for what
-backward needs, which is of no elements otherwise.
+The first is for inference, the second keeps what backward needs. States are ``[B, H]``, or ``[1, B, H]`` and then
+returned so. With tokens ``[T, B]`` (int64), x is a table ``[V, I]`` whose rows they pick. c0, c_n and c are the LSTM's;
+the other cells take None and return tensors of no elements. ``recompute`` leaves the gates out of what is saved, and
+backward computes them again. saved and c have time first in every layout.
 """
 
 from __future__ import annotations
@@ -37,6 +40,7 @@ CELLS = {
     "rnn_relu": CellShape(gates=1, saved=0, states=1),
 }
 FORWARD = {cell: getattr(torch.ops.fusedrnn, cell).default for cell in CELLS}
+SAVING = {cell: getattr(torch.ops.fusedrnn, f"{cell}_saving").default for cell in CELLS}
 BACKWARD = {cell: getattr(torch.ops.fusedrnn, f"{cell}_backward").default for cell in CELLS}
 
 
@@ -44,30 +48,44 @@ def _define_fakes(cell: str) -> None:
     shape = CELLS[cell]
 
     @torch.library.register_fake(f"fusedrnn::{cell}")
-    def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, save, recompute):
+    def forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse):
+        for t in (h0, c0, w_ih, w_hh, b_ih, b_hh, tokens):
+            device = x.device if t is None else t.device
+            torch._check(
+                device == x.device, lambda: f"fusedrnn: expected all tensors on {x.device}, got one on {device}"
+            )
         rows = x if tokens is None else tokens
         dims = 3 if tokens is None else 2
         torch._check(x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}")
         torch._check(w_hh.dim() == 2, lambda: f"fusedrnn: expected w_hh of 2 dimensions, got {list(w_hh.shape)}")
-        outer, inner = rows.shape[0], rows.shape[1]
-        steps, batch = (inner, outer) if batch_first else (outer, inner)
-        hidden = w_hh.shape[1]
+        outer, inner, hidden = rows.shape[0], rows.shape[1], w_hh.shape[1]
+        batch = outer if batch_first else inner
         torch._check(
             w_ih.shape[0] == shape.gates * hidden and w_ih.shape[1] == x.shape[-1],
             lambda: f"fusedrnn: expected w_ih of shape {[shape.gates * hidden, x.shape[-1]]}, got {list(w_ih.shape)}",
         )
+        layers = [1] if h0.dim() == 3 else []
         torch._check(
-            h0.shape[0] == batch and h0.shape[1] == hidden,
-            lambda: f"fusedrnn: expected h0 of shape {[batch, hidden]}, got {list(h0.shape)}",
+            h0.dim() in (2, 3)
+            and (not layers or h0.shape[0] == 1)
+            and h0.shape[-2] == batch
+            and h0.shape[-1] == hidden,
+            lambda: f"fusedrnn: expected h0 of shape {[*layers, batch, hidden]}, got {list(h0.shape)}",
         )
+        return (x.new_empty(outer, inner, hidden), *(x.new_empty(h0.shape) for _ in range(shape.states)))
+
+    @torch.library.register_fake(f"fusedrnn::{cell}_saving")
+    def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, recompute):
+        y, *states = forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse)
+        steps, batch = (y.shape[1], y.shape[0]) if batch_first else (y.shape[0], y.shape[1])
         has_c = shape.states == 2
-        gates = save and not recompute and shape.saved
+        gates = shape.saved and not recompute
         return (
-            x.new_empty(outer, inner, hidden),
-            x.new_empty(batch, hidden),
-            x.new_empty(batch, hidden) if has_c else x.new_empty(0),
-            x.new_empty(steps, batch, shape.saved * hidden) if gates else x.new_empty(0),
-            x.new_empty(steps, batch, hidden) if save and has_c else x.new_empty(0),
+            y,
+            states[0],
+            states[1] if has_c else x.new_empty(0),
+            x.new_empty(steps, batch, shape.saved * y.shape[2]) if gates else x.new_empty(0),
+            x.new_empty(steps, batch, y.shape[2]) if has_c else x.new_empty(0),
         )
 
     @torch.library.register_fake(f"fusedrnn::{cell}_backward")
@@ -97,4 +115,5 @@ def _define_vmap(op: Any) -> None:
 for _cell in CELLS:
     _define_fakes(_cell)
     _define_vmap(FORWARD[_cell])
+    _define_vmap(SAVING[_cell])
     _define_vmap(BACKWARD[_cell])

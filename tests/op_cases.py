@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import reference
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
 # (T, B, I, H): each of 1, 2, 3, 7, 15, 16, 17, 33 and 129 in each place, so that no size is a multiple of any tile.
 SIZES = [
@@ -78,7 +78,7 @@ def cotangents(cell: str, args: Arguments, layout: tuple[bool, bool]) -> list[Te
 def fused(cell: str, args: Arguments, layout: tuple[bool, bool], grads: list[Tensor]) -> dict[str, Tensor]:
     """Outputs and gradients of the operators, by name."""
     with torch.no_grad():
-        y, h_n, c_n, saved, c = FORWARD[cell](*args, None, *layout, True, False)
+        y, h_n, c_n, saved, c = SAVING[cell](*args, None, *layout, False)
         dc_n = grads[2] if CELLS[cell].states == 2 else None
         results = BACKWARD[cell](*grads[:2], dc_n, *args, None, y, saved, c, *layout, True, True)
     outputs = {"y": y, "h_n": h_n, **({"c_n": c_n} if CELLS[cell].states == 2 else {})}

@@ -9,7 +9,7 @@ import torch
 from op_cases import NAMES, arguments, cotangents
 from torch.utils._pytree import tree_map
 
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_argument_but_x = pytest.mark.parametrize(
@@ -20,18 +20,20 @@ each_argument_but_x = pytest.mark.parametrize(
 def backward_arguments(cell: str, batch_first: bool, requires_grad: bool) -> tuple[Any, ...]:
     args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first, requires_grad=requires_grad)
     with torch.no_grad():
-        y, _, _, saved, c = FORWARD[cell](*args, None, batch_first, False, True, False)
+        y, _, _, saved, c = SAVING[cell](*args, None, batch_first, False, False)
     grads = [g.requires_grad_(requires_grad) for g in cotangents(cell, args, (batch_first, False))]
     return (*grads, *[None] * (3 - len(grads)), *args, None, y, saved, c, batch_first, False, True, True)
 
 
 @each_cell
 @pytest.mark.parametrize("requires_grad", [False, True])
-@pytest.mark.parametrize("batch_first, reverse, bias, save", [(0, 0, 1, 1), (1, 1, 1, 1), (0, 1, 0, 0)])
-def test_opcheck_passes_for_the_forward_operators(cell, requires_grad, batch_first, reverse, bias, save):
-    args = arguments(cell, (3, 2, 4, 5), batch_first=bool(batch_first), bias=bool(bias), requires_grad=requires_grad)
-    flags = bool(batch_first), bool(reverse), bool(save or requires_grad)
-    torch.library.opcheck(FORWARD[cell], (*args, None, *flags, False))
+@pytest.mark.parametrize("batch_first, reverse, bias", [(False, False, True), (True, True, True), (False, True, False)])
+def test_opcheck_passes_for_the_forward_operators(cell, requires_grad, batch_first, reverse, bias):
+    args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first, bias=bias, requires_grad=requires_grad)
+    for recompute in (False, True):
+        torch.library.opcheck(SAVING[cell], (*args, None, batch_first, reverse, recompute))
+    if not requires_grad:
+        torch.library.opcheck(FORWARD[cell], (*args, None, batch_first, reverse))
 
 
 @each_cell
@@ -58,7 +60,7 @@ def test_results_alias_neither_each_other_nor_an_argument(cell):
         return [t.untyped_storage().data_ptr() for t in tensors if isinstance(t, torch.Tensor) and t.numel()]
 
     args = arguments(cell, (3, 2, 4, 5))
-    forward = FORWARD[cell](*args, None, False, False, True, False)
+    forward = SAVING[cell](*args, None, False, False, False)
     backward = BACKWARD[cell](*backward_arguments(cell, False, False))
     for results, given in ((forward, args), (backward, ())):
         seen = storages(results)
@@ -69,11 +71,10 @@ def test_results_alias_neither_each_other_nor_an_argument(cell):
 @each_cell
 def test_shapes_on_the_meta_device_are_those_of_the_kernels(cell):
     for batch_first in (False, True):
+        args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first)
         for op, args in (
-            (
-                FORWARD[cell],
-                (*arguments(cell, (3, 2, 4, 5), batch_first=batch_first), None, batch_first, False, True, False),
-            ),
+            (FORWARD[cell], (*args, None, batch_first, False)),
+            (SAVING[cell], (*args, None, batch_first, False, False)),
             (BACKWARD[cell], backward_arguments(cell, batch_first, False)),
         ):
             on_meta = op(*tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, args))
@@ -87,7 +88,7 @@ def test_a_wrong_shape_is_refused_with_the_expected_and_the_given_one(cell, name
     right = getattr(args, name)
     wrong = args._replace(**{name: torch.cat([right, right[:1]])})
     with pytest.raises(RuntimeError) as info:
-        FORWARD[cell](*wrong, None, False, False, False, False)
+        FORWARD[cell](*wrong, None, False, False)
     assert f"expected {name} of shape {list(right.shape)}, got {[right.shape[0] + 1, *right.shape[1:]]}" in str(
         info.value
     )
@@ -98,7 +99,7 @@ def test_a_wrong_dtype_is_refused_with_the_expected_and_the_given_one(cell, name
     args = arguments(cell, (3, 2, 4, 5))
     wrong = args._replace(**{name: getattr(args, name).float()})
     with pytest.raises(RuntimeError, match=rf"expected {name} of the dtype of x \(Double\), got Float"):
-        FORWARD[cell](*wrong, None, False, False, False, False)
+        FORWARD[cell](*wrong, None, False, False)
 
 
 def test_only_floating_point_tensors_are_taken():
@@ -116,12 +117,12 @@ def test_c0_is_demanded_by_the_lstm_and_refused_by_the_others():
         args = arguments(cell, (3, 2, 4, 5))
         wrong = args._replace(c0=args.h0 if args.c0 is None else None)
         with pytest.raises(RuntimeError, match="c0 is for the LSTM"):
-            FORWARD[cell](*wrong, None, False, False, False, False)
+            FORWARD[cell](*wrong, None, False, False)
 
 
-@pytest.mark.parametrize("cell", [cell for cell in CELLS if CELLS[cell].saved])
+@each_cell
 def test_backward_without_what_forward_saves_is_refused(cell):
     args = arguments(cell, (3, 2, 4, 5), requires_grad=True)
-    y = FORWARD[cell](*args, None, False, False, False, False)[0]
-    with pytest.raises(RuntimeError, match="save=False"):
+    y = FORWARD[cell](*args, None, False, False)[0]
+    with pytest.raises(RuntimeError, match=f"use {cell}_saving"):
         y.sum().backward()

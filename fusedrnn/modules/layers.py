@@ -9,6 +9,7 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.utils.rnn import PackedSequence
 
@@ -68,8 +69,16 @@ class _Layers(nn.RNNBase):
             raise ValueError(self._wrong_dimensions.format(type(self).__name__, input.dim()))
         return input.dim() == 3
 
+    def _checked(self, run: Any, input: Tensor, hx: Any, embedding: Tensor | None) -> Any:
+        """run with batched input, and nn.*'s errors. What does not fit is refused further down: only then is it named."""
+        try:
+            return run(input, hx, self._weights(), embedding=embedding, **self._options())
+        except (RuntimeError, NotImplementedError):
+            if not torch.compiler.is_compiling():
+                self._check(input, hx, embedding)
+            raise
+
     def _check(self, input: Tensor, hx: Any, embedding: Tensor | None) -> None:
-        """Batched input and states against the sizes of the module."""
         if embedding is not None:
             self.check_input(embedding, None)
             # The checks of states ask the input for its batch size alone.
@@ -102,8 +111,7 @@ class _Layers(nn.RNNBase):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else hx.unsqueeze(1)
-        self._check(input, hx, embedding)
-        y, h_n = run(input, hx, self._weights(), embedding=embedding, **self._options())
+        y, h_n = self._checked(run, input, hx, embedding)
         return (y, h_n) if batched else (y.squeeze(0 if self.batch_first else 1), h_n.squeeze(1))
 
 
@@ -150,8 +158,7 @@ class LSTM(_Layers):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
-        self._check(input, hx, embedding)
-        y, (h_n, c_n) = functional.lstm(input, hx, self._weights(), embedding=embedding, **self._options())
+        y, (h_n, c_n) = self._checked(functional.lstm, input, hx, embedding)
         if batched:
             return y, (h_n, c_n)
         return y.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
