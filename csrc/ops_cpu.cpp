@@ -364,20 +364,20 @@ std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
 }  // namespace
 }  // namespace fusedrnn
 
-#define FUSEDRNN_LAYER                                                                                              \
-  "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, "        \
+#define FUSEDRNN_LAYER                                                                                       \
+  "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
   "bool batch_first, bool reverse"
-#define FUSEDRNN_DEFINE(m, cell, states)                                                                            \
-  m.def(cell FUSEDRNN_LAYER ") -> (Tensor y, " states ")");                                                         \
-  m.def(cell "_saving" FUSEDRNN_LAYER                                                                               \
-             ", bool recompute) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");                    \
-  m.def(cell                                                                                                        \
-        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "          \
-        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "               \
-        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, "         \
+#define FUSEDRNN_DEFINE(m, cell, states)                                                                    \
+  m.def(cell FUSEDRNN_LAYER ") -> (Tensor y, " states ")");                                                 \
+  m.def(cell "_saving" FUSEDRNN_LAYER                                                                       \
+             ", bool recompute) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");            \
+  m.def(cell                                                                                                \
+        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "  \
+        "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "       \
+        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, " \
         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)")
-#define FUSEDRNN_IMPLEMENT(m, cell, Cell)                   \
-  m.impl(cell, TORCH_BOX(&fusedrnn::forward<Cell>));        \
+#define FUSEDRNN_IMPLEMENT(m, cell, Cell)                     \
+  m.impl(cell, TORCH_BOX(&fusedrnn::forward<Cell>));          \
   m.impl(cell "_saving", TORCH_BOX(&fusedrnn::saving<Cell>)); \
   m.impl(cell "_backward", TORCH_BOX(&fusedrnn::backward<Cell>))
 

@@ -265,6 +265,18 @@ class _Network(NamedTuple):
         return [group if each == 4 else [*group, None, None] for group in groups]
 
 
+def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
+    if tokens.dtype != torch.int64:
+        raise RuntimeError(f"Expected tokens of dtype torch.int64 with embedding, got {tokens.dtype}")
+    if embedding.dim() != 2 or embedding.shape[1] != w_ih.shape[1]:
+        raise RuntimeError(f"Expected embedding of shape [V, {w_ih.shape[1]}], got {list(embedding.shape)}")
+    if tokens.device != embedding.device:
+        raise RuntimeError(
+            f"Input and embedding are not at the same device, found input tensor at {tokens.device} "
+            f"and embedding at {embedding.device}"
+        )
+
+
 def _checked(run: Callable[..., Any], x: Tensor, states: States, weights: Sequence[Tensor | None], *args: Any) -> Any:
     """run(x, states, weights, ...), with an error that says what is not served, or which tensors do not fit.
 

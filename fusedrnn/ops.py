@@ -49,11 +49,8 @@ def _define_fakes(cell: str) -> None:
 
     @torch.library.register_fake(f"fusedrnn::{cell}")
     def forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse):
-        for t in (h0, c0, w_ih, w_hh, b_ih, b_hh, tokens):
-            device = x.device if t is None else t.device
-            torch._check(
-                device == x.device, lambda: f"fusedrnn: expected all tensors on {x.device}, got one on {device}"
-            )
+        devices = {t.device for t in (x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens) if t is not None}
+        torch._check(len(devices) == 1, lambda: f"fusedrnn: expected all tensors on one device, got {devices}")
         rows = x if tokens is None else tokens
         dims = 3 if tokens is None else 2
         torch._check(x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}")

@@ -8,7 +8,7 @@ import torch
 from torch import Tensor
 
 from fusedrnn import reference
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
+from fusedrnn.ops import BACKWARD, CELLS, SAVING
 
 # (T, B, I, H): each of 1, 2, 3, 7, 15, 16, 17, 33 and 129 in each place, so that no size is a multiple of any tile.
 SIZES = [

@@ -71,10 +71,10 @@ def test_results_alias_neither_each_other_nor_an_argument(cell):
 @each_cell
 def test_shapes_on_the_meta_device_are_those_of_the_kernels(cell):
     for batch_first in (False, True):
-        args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first)
+        given = arguments(cell, (3, 2, 4, 5), batch_first=batch_first)
         for op, args in (
-            (FORWARD[cell], (*args, None, batch_first, False)),
-            (SAVING[cell], (*args, None, batch_first, False, False)),
+            (FORWARD[cell], (*given, None, batch_first, False)),
+            (SAVING[cell], (*given, None, batch_first, False, False)),
             (BACKWARD[cell], backward_arguments(cell, batch_first, False)),
         ):
             on_meta = op(*tree_map(lambda t: t.to("meta") if isinstance(t, torch.Tensor) else t, args))

@@ -81,9 +81,10 @@ static int64_t multiply_add(int64_t rounds, const Runner& runner) {
 
 template <class T>
 constexpr Kernels<T> kKernels = {
-    kLanes<T>,         packed_size<T>,     pack<T>,        pack_steps<T>,    pack_bias<T>,       copy<T>,
-    forward_states<T>, backward_states<T>, run_forward<T>, run_recompute<T>, run_backward<T>,    product_scratch<T>,
-    product<T>,        few_products<T>,    column_sums<T>, add_by_token<T>,  run_activations<T>, multiply_add<T>};
+    kLanes<T>,         packed_size<T>,     pack<T>,         pack_steps<T>,    pack_bias<T>,    copy<T>,
+    forward_states<T>, backward_states<T>, run_forward<T>,  run_recompute<T>, run_backward<T>, product<T>,
+    outer_scratch<T>,  outer_product<T>,   few_products<T>, column_sums<T>,   add_by_token<T>, run_activations<T>,
+    multiply_add<T>};
 
 }  // namespace
 }  // namespace fusedrnn

@@ -103,17 +103,30 @@ struct Backward {
   T* states;             // backward_states() values that live from call to call
 };
 
-// c[M, N] = a b, or c += a b with add. One of the strides of a is 1.
+// c[M, N] = a b, or c += a b with add.
 template <class T>
 struct Gemm {
   int64_t M, N, K;
   const T* a;
-  int64_t a_row, a_k;  // strides of a[M, K]
-  const T* b;          // packed, one gate
+  int64_t lda;
+  const T* b;  // packed, one gate
   T* c;
   int64_t ldc;
   bool add;
-  T* scratch;  // product_scratch() values, when a_row is 1
+};
+
+// out[N, I] = transpose(d[K, N]) a[K, I], or out += with add.
+template <class T>
+struct OuterProduct {
+  int64_t K, N, I;
+  const T* d;
+  int64_t ldd;
+  const T* a;
+  int64_t lda;
+  T* out;
+  int64_t ldo;
+  bool add;
+  T* scratch;  // outer_scratch() values
 };
 
 template <class T>
@@ -133,8 +146,9 @@ struct Kernels {
   void (*forward)(CellKind, const Forward<T>&, const Runner&);
   void (*recompute)(CellKind, const Recompute<T>&, const Runner&);
   void (*backward)(CellKind, const Backward<T>&, const Runner&);
-  int64_t (*product_scratch)(int64_t K, int threads);
   void (*product)(const Gemm<T>&, const Runner&);
+  int64_t (*outer_scratch)(int64_t K, int64_t I, int threads);
+  void (*outer_product)(const OuterProduct<T>&, const Runner&);
   // c[M, G N] = a[M, K] b^T for few rows and a factor that is read where it is (k_stride 1).
   void (*few_products)(const T* a, int64_t M, const Factor& b, T* c, int64_t ldc, const Runner&);
   // out[n] (+)= sum of a[rows, n] over the rows, added in blocks so that the rounding error grows slowly.

@@ -95,7 +95,7 @@ class Pass {
   }
   void multiply(int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* b, T* c, int64_t ldc,
                 bool add = false) const {
-    k.product({M, N, K, A, lda, 1, b, c, ldc, add, nullptr}, runner);
+    k.product({M, N, K, A, lda, b, c, ldc, add}, runner);
   }
 
   // A buffer for the rows of some steps, of which the step at time t0 comes first.
@@ -238,7 +238,7 @@ class BackwardPass : Pass<Cell, T> {
   const bool wants_w = a.dw_ih || a.dw_hh;
   int64_t steps;
   T *y_room, *c_room, *dy_room, *saved_room, *x_room = nullptr, *dx_room = nullptr;
-  T *delta, *by_token = nullptr, *factor = nullptr, *scratch = nullptr, *sums = nullptr;
+  T *delta, *by_token = nullptr, *features = nullptr, *scratch = nullptr, *sums = nullptr;
   T *w_ih = nullptr, *w_hh = nullptr;                                                  // packed for the gradients
   T *again_ih = nullptr, *again_hh = nullptr, *again_h = nullptr, *again_c = nullptr;  // for computing gates again
   T *dw_ih, *dw_hh;
@@ -258,14 +258,12 @@ class BackwardPass : Pass<Cell, T> {
     saved_room =
         recomputes ? take(rows * slots<Cell, T> * a.H) : P::room(a.saved, steps, a.B, Cell::kSaved * a.H, true);
     delta = take((steps + 1) * a.B * width);
-    const bool rows_of_x = !a.tokens && (recomputes || a.dx.p);
-    if (recomputes && !a.tokens) x_room = P::room(a.x, steps, a.B, a.I, false);
-    if (rows_of_x && a.dx.p) dx_room = P::room(a.dx, steps, a.B, a.I, false);
+    if (!a.tokens && (recomputes || wants_w)) x_room = P::room(a.x, steps, a.B, a.I, false);
+    if (!a.tokens && a.dx.p) dx_room = P::room(a.dx, steps, a.B, a.I, false);
     if (a.tokens && (a.dx.p || wants_w)) by_token = take(a.V * gates);
     if (wants_w) {
-      const int64_t depth = a.tokens ? std::max(rows, a.V) : rows;
-      factor = take(k.packed_size(1, columns, depth));
-      scratch = take(k.product_scratch(depth, runner.threads));
+      if (!y_dense()) features = take(rows * a.H);
+      scratch = take(k.outer_scratch(a.tokens ? std::max(rows, a.V) : rows, columns, runner.threads));
     }
     if (a.db_ih || a.db_hh) sums = take(width);
     dw_ih = P::result(a.dw_ih, gates, a.I), dw_hh = P::result(a.dw_hh, gates, a.H);
@@ -337,16 +335,16 @@ class BackwardPass : Pass<Cell, T> {
     if (!wants_w) return;
     const Timed timed(kWeightGradient);
     if (!a.tokens) {
-      k.pack_steps(a.x, c.t0, c.t1, a.B, a.I, rows, 0, factor, runner);
-      input_weights(d, width, rows, !first);
+      const Steps<const T> x = recomputes && x_room ? P::buffer(x_room, c.t0, a.B, a.I).template as<const T>()
+                                                    : P::staged(a.x, c.t0, c.t1, a.B, a.I, x_room);
+      input_weights(d, width, x.at(c.t0), rows, !first);
     }
-    pack_states(c);
-    product_of_deltas(d + Cell::kRecurrentDelta * a.H, width, rows, gates, a.H, dw_hh, !first);
+    recurrent_weights(c, d + Cell::kRecurrentDelta * a.H, !first);
   }
 
-  // out[n, N] (+)= transpose(deltas[rows, n]) factor[rows, N].
-  void product_of_deltas(const T* d, int64_t ld, int64_t rows, int64_t n, int64_t N, T* out, bool add) {
-    k.product({n, N, rows, d, 1, ld, factor, out, N, add, scratch}, runner);
+  // out[n, I] (+)= transpose(deltas[rows, n]) features[rows, I].
+  void outer(const T* d, int64_t ld, int64_t n, const T* x, int64_t I, int64_t rows, T* out, bool add) {
+    k.outer_product({rows, n, I, d, ld, x, I, out, I, add, scratch}, runner);
   }
 
   // Calls f(slot, gate, count) for each run of slots of delta that are neighbouring gates of the input side too.
@@ -359,9 +357,9 @@ class BackwardPass : Pass<Cell, T> {
     }
   }
 
-  void input_weights(const T* d, int64_t ld, int64_t rows, bool add) {
+  void input_weights(const T* d, int64_t ld, const T* x, int64_t rows, bool add) {
     input_gate_runs([&](int slot, int gate, int count) {
-      product_of_deltas(d + slot * a.H, ld, rows, count * a.H, a.I, dw_ih + gate * a.H * a.I, add);
+      outer(d + slot * a.H, ld, count * a.H, x, a.I, rows, dw_ih + gate * a.H * a.I, add);
     });
   }
 
@@ -377,16 +375,20 @@ class BackwardPass : Pass<Cell, T> {
     });
   }
 
-  // The states that the steps of a chunk began with, as a factor: those of y a step earlier, or h0.
-  void pack_states(const Chunk& c) {
-    const int64_t rows = c.steps() * a.B, B = a.B;
-    const bool starts = c.k0 == 0;
-    const int64_t t0 = a.reverse ? c.t0 + 1 : c.t0 - 1 + starts, t1 = a.reverse ? c.t1 + 1 - starts : c.t1 - 1;
-    k.pack_steps(a.y, t0, t1, B, a.H, rows, !a.reverse && starts ? B : 0, factor, runner);
-    if (starts) {
-      const Stored h0{const_cast<T*>(f.h0), kTypeOf<T>, 0, a.H};
-      k.pack_steps(h0, 0, 1, B, a.H, rows, a.reverse ? rows - B : 0, factor, runner);
+  bool y_dense() const { return native && a.y.row == a.H && a.y.step == a.B * a.H; }
+
+  // With the states that the steps of a chunk began with: those of y a step earlier, or h0.
+  void recurrent_weights(const Chunk& c, const T* d, bool add) {
+    const int64_t rows = c.steps() * a.B;
+    if (!y_dense()) {
+      states_before(c, a.y, a.h0, features);
+      return outer(d, width, gates, features, a.H, rows, dw_hh, add);
     }
+    const bool starts = c.k0 == 0;
+    const int64_t t0 = a.reverse ? c.t0 + 1 : c.t0 - 1 + starts, rest = rows - starts * a.B;
+    const T* y = a.y.as<const T>().at(t0);
+    if (rest > 0) outer(a.reverse || !starts ? d : d + a.B * width, width, gates, y, a.H, rest, dw_hh, add);
+    if (starts) outer(a.reverse ? d + rest * width : d, width, gates, f.h0, a.H, a.B, dw_hh, add || rest > 0);
   }
 
   // ---- gates that were not saved
@@ -447,8 +449,7 @@ class BackwardPass : Pass<Cell, T> {
       P::finish(dx, a.dx.p, a.type, a.V, a.I);
     }
     if (!wants_w) return;
-    k.pack_steps({a.x.p, a.x.type, 0, a.I}, 0, 1, a.V, a.I, a.V, 0, factor, runner);
-    input_weights(by_token, gates, a.V, false);
+    input_weights(by_token, gates, P::dense(a.x.p, a.type, a.V, a.I), a.V, false);
   }
 
   void finish() {

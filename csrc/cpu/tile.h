@@ -54,11 +54,11 @@ template <>
 constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
 #endif
 
-// A transposed left factor is packed by the blocks into which a sweep with one gate cuts many rows: kBlockRows columns
-// for each k, in whole vectors.
-constexpr int kBlockRows = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1].rows;
-template <class T>
-constexpr int kBlockStride = (kBlockRows + kLanes<T> - 1) / kLanes<T> * kLanes<T>;
+// The shape for many rows and one gate.
+constexpr TileShape kWideShape = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1];
+
+// Sums are made of parts over this many k: the rounding error of one long sum would grow with its length.
+constexpr int64_t kDepth = 512;
 
 constexpr int kTilesAtATime = kManyRegisters ? 1 : 8;                   // tiles of rows that pass before gate math
 constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                 // vectors of gates that use the same rows
@@ -87,22 +87,22 @@ struct Ahead {
   int64_t step;
 };
 
-// Where the sums start: rows `stride` apart, or at zero.
+// What is added to the sums: rows `stride` apart, or nothing.
 template <class T>
 struct Start {
   const T* p;
   int64_t stride;
 };
 
-// out[R][S][W][kLanes] = start + a[R][K] * weights; rows of out are `stride` apart, streams of weights `stream`, their
-// steps `step`. Transposed: a is a block a[K][kBlockStride], and its rows are columns of that.
+// out[R][S][W][kLanes] = a[R][K] * weights + start; rows of out are `stride` apart, streams of weights `stream`, their
+// steps `step`. Transposed: rows of a are columns in memory, where lda leads from k to k.
 template <class T, int R, int S, int W, bool Transposed>
 __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t step, int64_t stream,
                                                     int64_t K, Start<T> start, T* out, int64_t stride, Ahead ahead) {
   constexpr int L = kLanes<T>, N = S * W;
-  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * kBlockStride<T> + r] : a[r * lda + k]; };
+  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * lda + r] : a[r * lda + k]; };
   Vec<T> acc[R][N];
-  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = start.p ? load(start.p + r * start.stride + n * L) : Vec<T>{};
+  FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = Vec<T>{};
 #if !defined(__clang__)
 #pragma GCC unroll 2
 #endif
@@ -128,6 +128,7 @@ __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, con
       ahead.p += ahead.step;
     }
   }
+  if (start.p) FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] += load(start.p + r * start.stride + n * L);
   FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) store(out + r * stride + n * L, acc[r][n]);
 }
 
@@ -158,7 +159,7 @@ struct Blocks {
 };
 
 // All rows of `units` panels from `tile` on.
-template <class T, int G, int R, int S, bool Transposed, class Epilogue>
+template <class T, int G, int R, int S, class Epilogue>
 FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64_t tile, int units, bool last, T* out,
                                 const Epilogue& epilogue) {
   constexpr int L = kLanes<T>, W = kWidth<G>;
@@ -166,7 +167,8 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   const int streams = units * G / W;
   const T* weights = p.weights + tile * (G / W) * p.stream;
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
-  constexpr int64_t fitting = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
+  constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
+  constexpr int64_t fitting = in_cache < kDepth ? in_cache : kDepth;
   const int64_t pieces = p.K > 0 ? (p.K + fitting - 1) / fitting : 1;
   // The prefetches of one sweep cover the panels that follow.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
@@ -184,9 +186,9 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
           with_rows<R>(blocks.height(i), [&](auto height) {
             T* to = out + (r - r0) * stride + s * W * L;
             const Start<T> start = piece > 0 ? Start<T>{to, stride} : Start<T>{bias ? bias + s * W * L : bias, 0};
-            const T* a = Transposed ? p.a + (i * p.K + k0) * kBlockStride<T> : p.a + r * p.lda + k0;
-            multiply_tile<T, height.value, count.value, W, Transposed>(
-                a, p.lda, weights + s * p.stream + k0 * p.step, p.step, p.stream, k1 - k0, start, to, stride, ahead);
+            multiply_tile<T, height.value, count.value, W, false>(p.a + r * p.lda + k0, p.lda,
+                                                                  weights + s * p.stream + k0 * p.step, p.step,
+                                                                  p.stream, k1 - k0, start, to, stride, ahead);
           });
           ahead.p += ahead.step * (k1 - k0);
         }
@@ -197,28 +199,26 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   }
 }
 
-template <class T, int G, int I, bool Transposed, class Epilogue>
+template <class T, int G, int I, class Epilogue>
 FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1,
                                  const Epilogue& epilogue) {
   constexpr int W = kWidth<G>;
   constexpr TileShape shape = kShapes<W>[I];
   if constexpr (shape.most_rows != kAnyRows)
-    if (Transposed || r1 - r0 > shape.most_rows)
-      return sweep_shape<T, G, I + 1, Transposed>(p, r0, r1, t0, t1, epilogue);
+    if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1>(p, r0, r1, t0, t1, epilogue);
   constexpr int vectors = shape.streams * W > kVectorsAtATime ? shape.streams * W : kVectorsAtATime;
   constexpr int units = vectors / G > 1 ? vectors / G : 1;
   alignas(64) T out[kTilesAtATime * shape.rows * units * G * kLanes<T>];
   const Blocks blocks(r0, r1, shape.rows);
   for (int64_t t = t0; t < t1; t += units)
-    sweep_rows<T, G, shape.rows, shape.streams, Transposed>(p, blocks, t, int(t1 - t < units ? t1 - t : units),
-                                                            t + units >= t1, out, epilogue);
+    sweep_rows<T, G, shape.rows, shape.streams>(p, blocks, t, int(t1 - t < units ? t1 - t : units), t + units >= t1,
+                                                out, epilogue);
 }
 
-// epilogue(rows, panels) for rows r0..r1 and panels t0..t1. Transposed: block i of the rows is at a + i K kBlockStride,
-// and there is only the shape for any number of rows.
-template <class T, int G, bool Transposed = false, class Epilogue>
+// epilogue(rows, panels) for rows r0..r1 and panels t0..t1.
+template <class T, int G, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
-  if (r0 < r1) sweep_shape<T, G, 0, Transposed>(p, r0, r1, t0, t1, epilogue);
+  if (r0 < r1) sweep_shape<T, G, 0>(p, r0, r1, t0, t1, epilogue);
 }
 
 }  // namespace
