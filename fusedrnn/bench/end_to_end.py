@@ -1,0 +1,65 @@
+"""Whole programs: training hn-gru, and writing tokens one by one, with the layers of fusedrnn and of nn.*."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Iterator
+
+import torch
+
+from ..lm.data import Vocabulary
+from ..lm.generation import generate
+from ..lm.model import Backend, LanguageModel
+from ..lm.recipes import RECIPES
+from ..lm.training import Trainer
+from .measure import Function, compare, threads
+from .subjects import Plan, Row, Shape
+
+_LENGTH = 50  # tokens of a run of generation
+_HIDDEN = 256
+_EPOCHS = 10_000  # more than are run: the schedule of the learning rate ends after them
+
+
+def _trainers() -> tuple[Trainer, Trainer, Shape, int]:
+    """Trainers with nn.* and with fusedrnn, the shape of their layers, and the tokens of an epoch."""
+    recipe = dataclasses.replace(RECIPES["hn-gru"], epochs=_EPOCHS)
+    corpus = recipe.make_corpus()
+
+    def trainer(backend: Backend) -> Trainer:
+        torch.manual_seed(0)
+        return Trainer(recipe.make_model(len(corpus.vocabulary), backend), corpus, recipe)
+
+    shape = Shape(recipe.batch_size, recipe.sequence_length, recipe.embedding_size, recipe.hidden_size)
+    return trainer("nn"), trainer("fused"), shape, sum(inputs.numel() for inputs, _ in corpus.train)
+
+
+def _train(plan: Plan) -> Iterator[Row]:
+    nn, fused, shape, tokens = _trainers()
+    for number in plan.threads:
+        with threads(number):
+            timing = compare(nn.train_epoch, fused.train_epoch, plan.seconds, plan.least)
+        yield Row(cell="gru", shape=shape, threads=number, task="train hn-gru", timing=timing, tokens=tokens)
+
+
+def _generation(cell: str, backend: Backend, vocabulary: Vocabulary) -> Function:
+    torch.manual_seed(0)
+    model = LanguageModel(len(vocabulary), _HIDDEN, _HIDDEN, 1, cell, backend=backend)  # type: ignore[arg-type]
+    return lambda: list(generate(model, vocabulary, [vocabulary.tokens[0]], _LENGTH, seed=0))
+
+
+def _generate(plan: Plan) -> Iterator[Row]:
+    vocabulary = RECIPES["hn-gru"].make_corpus().vocabulary
+    for cell in plan.cells:
+        nn, fused = (_generation(cell, "nn", vocabulary), _generation(cell, "fused", vocabulary))
+        for number in plan.threads:
+            with threads(number):
+                timing = compare(nn, fused, plan.seconds, plan.least)
+            shape = Shape(1, 1, _HIDDEN, _HIDDEN)
+            yield Row(cell=cell, shape=shape, threads=number, task="generate", timing=timing, tokens=_LENGTH)
+
+
+def run(plan: Plan) -> Iterator[Row]:
+    """Rows of epochs of hn-gru, where the GRU is among the cells, and of generation, for each number of threads."""
+    if "gru" in plan.cells:
+        yield from _train(plan)
+    yield from _generate(plan)
