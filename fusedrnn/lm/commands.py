@@ -11,6 +11,7 @@ import torch
 
 import fusedrnn
 
+from ..bench.command import bench
 from .errors import LanguageModelError
 from .generation import generate
 from .model import Backend
@@ -36,7 +37,10 @@ class _Commands(click.Group):
 @click.group(cls=_Commands, context_settings={"help_option_names": ["-h", "--help"]})
 @click.version_option(fusedrnn.__version__)
 def commands() -> None:
-    """Train recurrent language models with fused kernels, and write with them."""
+    """Train recurrent language models with fused kernels, write with them, and measure the kernels."""
+
+
+commands.add_command(bench)
 
 
 @commands.command("recipes")
