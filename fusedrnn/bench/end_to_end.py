@@ -7,10 +7,10 @@ from collections.abc import Iterator
 
 import torch
 
-from ..lm.data import Vocabulary
+from ..lm.data import Corpus, Vocabulary
 from ..lm.generation import generate
 from ..lm.model import Backend, LanguageModel
-from ..lm.recipes import RECIPES
+from ..lm.recipes import RECIPES, Recipe
 from ..lm.training import Trainer
 from .measure import Function, compare, threads
 from .subjects import Plan, Row, Shape
@@ -20,25 +20,20 @@ _HIDDEN = 256
 _EPOCHS = 10_000  # more than are run: the schedule of the learning rate ends after them
 
 
-def _trainers() -> tuple[Trainer, Trainer, Shape, int]:
-    """Trainers with nn.* and with fusedrnn, the shape of their layers, and the tokens of an epoch."""
-    recipe = dataclasses.replace(RECIPES["hn-gru"], epochs=_EPOCHS)
-    corpus = recipe.make_corpus()
+def _train(plan: Plan, recipe: Recipe, corpus: Corpus) -> Iterator[Row]:
+    recipe = dataclasses.replace(recipe, epochs=_EPOCHS)
 
     def trainer(backend: Backend) -> Trainer:
         torch.manual_seed(0)
         return Trainer(recipe.make_model(len(corpus.vocabulary), backend), corpus, recipe)
 
     shape = Shape(recipe.batch_size, recipe.sequence_length, recipe.embedding_size, recipe.hidden_size)
-    return trainer("nn"), trainer("fused"), shape, sum(inputs.numel() for inputs, _ in corpus.train)
-
-
-def _train(plan: Plan) -> Iterator[Row]:
-    nn, fused, shape, tokens = _trainers()
+    tokens = sum(inputs.numel() for inputs, _ in corpus.train)
+    nn, fused, task = trainer("nn"), trainer("fused"), f"train {recipe.name}"
     for number in plan.threads:
         with threads(number):
             timing = compare(nn.train_epoch, fused.train_epoch, plan.seconds, plan.least)
-        yield Row(cell="gru", shape=shape, threads=number, task="train hn-gru", timing=timing, tokens=tokens)
+        yield Row(cell=recipe.cell, shape=shape, threads=number, task=task, timing=timing, tokens=tokens)
 
 
 def _generation(cell: str, backend: Backend, vocabulary: Vocabulary) -> Function:
@@ -47,19 +42,20 @@ def _generation(cell: str, backend: Backend, vocabulary: Vocabulary) -> Function
     return lambda: list(generate(model, vocabulary, [vocabulary.tokens[0]], _LENGTH, seed=0))
 
 
-def _generate(plan: Plan) -> Iterator[Row]:
-    vocabulary = RECIPES["hn-gru"].make_corpus().vocabulary
+def _generate(plan: Plan, vocabulary: Vocabulary) -> Iterator[Row]:
+    shape = Shape(1, 1, _HIDDEN, _HIDDEN)
     for cell in plan.cells:
         nn, fused = (_generation(cell, "nn", vocabulary), _generation(cell, "fused", vocabulary))
         for number in plan.threads:
             with threads(number):
                 timing = compare(nn, fused, plan.seconds, plan.least)
-            shape = Shape(1, 1, _HIDDEN, _HIDDEN)
             yield Row(cell=cell, shape=shape, threads=number, task="generate", timing=timing, tokens=_LENGTH)
 
 
 def run(plan: Plan) -> Iterator[Row]:
     """Rows of epochs of hn-gru, where the GRU is among the cells, and of generation, for each number of threads."""
-    if "gru" in plan.cells:
-        yield from _train(plan)
-    yield from _generate(plan)
+    recipe = RECIPES["hn-gru"]
+    corpus = recipe.make_corpus()
+    if recipe.cell in plan.cells:
+        yield from _train(plan, recipe, corpus)
+    yield from _generate(plan, corpus.vocabulary)
