@@ -98,7 +98,7 @@ def compare(
     )
 
 
-def fma_peak(runs: int = 9, rounds: int = 3_000_000) -> float:
+def fma_peak(runs: int = 20, rounds: int = 3_000_000) -> float:
     """GFLOP/s of multiply-adds that stay in registers, on torch's threads: the best of several runs of some 10 ms."""
 
     def run() -> float:

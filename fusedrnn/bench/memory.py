@@ -19,7 +19,7 @@ import torch
 import fusedrnn
 
 from .measure import Function
-from .subjects import LARGE, Plan, Shape, layers, training
+from .subjects import Plan, Shape, layers, training
 
 SIDES = ("nn", "fused", "fused, recompute")
 
@@ -99,8 +99,6 @@ def run(plan: Plan) -> Iterator[MemoryRow]:
             again = _in_a_process(cell, SIDES[2], shape, threads) if keeps_gates else None
             yield MemoryRow(cell, shape, threads, nn, fused, again)
 
-
-DEFAULT_SHAPES = (LARGE,)
 
 if __name__ == "__main__":
     _cell, _side, _shape, _threads = json.loads(sys.argv[1])

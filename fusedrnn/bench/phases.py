@@ -10,7 +10,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from .measure import threads
+from .measure import SPREAD_LIMIT, spread, threads
 from .subjects import Plan, Shape, layers, products, sequence
 
 # In the order of the enumeration in csrc/cpu/layer.h.
@@ -39,8 +39,13 @@ class PhaseRow:
     phase: str
     ms: float
     share: float  # of the time of the call
+    spread: float  # of the time of the call: half the interquartile range over the median
     gflops: float | None  # where the phase is a product
     peak_share: float | None
+
+    @property
+    def noisy(self) -> bool:
+        return self.spread > SPREAD_LIMIT
 
 
 def _flops(cell: str, shape: Shape) -> dict[str, int]:
@@ -66,8 +71,8 @@ def _calls(module: nn.RNNBase, shape: Shape) -> Callable[[], Iterator[str]]:
     return run
 
 
-def _measure(module: nn.RNNBase, shape: Shape, seconds: float, least: int) -> dict[str, dict[str, float]]:
-    """Median ms of each pass, under :data:`CALL`, and of each of its phases."""
+def _measure(module: nn.RNNBase, shape: Shape, seconds: float, least: int) -> dict[str, dict[str, list[float]]]:
+    """Times in ms of each pass, under :data:`CALL`, and of each of its phases."""
     take = torch.ops.fusedrnn.cpu_phases
     calls = _calls(module, shape)
     samples: dict[str, dict[str, list[float]]] = {name: {} for name in PASSES}
@@ -90,7 +95,7 @@ def _measure(module: nn.RNNBase, shape: Shape, seconds: float, least: int) -> di
                 start = time.perf_counter()
     finally:
         take(False)
-    return {name: {p: statistics.median(v) for p, v in phases.items()} for name, phases in samples.items()}
+    return samples
 
 
 def run(plan: Plan) -> Iterator[PhaseRow]:
@@ -103,10 +108,12 @@ def run(plan: Plan) -> Iterator[PhaseRow]:
                 with threads(number):
                     passes = _measure(fused, shape, plan.seconds, plan.least)
                 peak = (plan.peaks or {}).get(number)
-                for name, phases in passes.items():
+                for name, samples in passes.items():
+                    phases = {phase: statistics.median(times) for phase, times in samples.items()}
+                    noise = spread(samples[CALL])
                     for phase, ms in phases.items():
                         if ms < _LEAST_SHARE * phases[CALL]:
                             continue
                         gflops = flops[phase] / ms / 1e6 if phase in flops else None
                         share = gflops / peak if gflops and peak else None
-                        yield PhaseRow(cell, shape, number, name, phase, ms, ms / phases[CALL], gflops, share)
+                        yield PhaseRow(cell, shape, number, name, phase, ms, ms / phases[CALL], noise, gflops, share)

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 from ..info import info
 from .accuracy import LIMIT
 from .layers import geometric_mean, scaling
-from .subjects import Row, Shape
+from .subjects import Row
 
 Results = dict[str, list[Any]]
 """The rows of each section that was run."""
@@ -96,8 +96,7 @@ TABLES: dict[str, list[Column]] = {
         Column("phase", -22, lambda r: r.phase),
         Column("ms", 10, lambda r: f"{r.ms:.3f}"),
         Column("share", 8, lambda r: f"{r.share:.1%}"),
-        Column("GF/s", 8, lambda r: _optional(r.gflops, ".0f")),
-        Column("of peak", 8, lambda r: _optional(r.peak_share, ".0%")),
+        *(*_SPEED, Column("", -7, lambda r: "noisy" if r.noisy else "")),
     ],
 }
 """The columns of each section's table."""
@@ -168,7 +167,8 @@ def _loop(rows: Sequence[Any]) -> Iterator[str]:
     yield f"{'cell':<10}{'threads':>8}  {'pass':<11}{'least':>7}{'most':>7}"
     for cell, number, name in dict.fromkeys((r.cell, r.threads, r.run) for r in loops):
         shares = [r.peak_share for r in loops if (r.cell, r.threads, r.run) == (cell, number, name)]
-        yield f"{cell:<10}{number:>8}  {name:<11}{min(shares):>7.0%}{max(shares):>7.0%}"
+        noise = "  noisy" if any(r.noisy for r in loops if (r.cell, r.threads, r.run) == (cell, number, name)) else ""
+        yield f"{cell:<10}{number:>8}  {name:<11}{min(shares):>7.0%}{max(shares):>7.0%}{noise}"
 
 
 def verdict(results: Results) -> Iterator[str]:
@@ -216,7 +216,3 @@ def _plain(row: Any) -> dict[str, Any]:
         plain |= _plain(value) if dataclasses.is_dataclass(value) else {field.name: value}
     properties = [name for name, value in vars(type(row)).items() if isinstance(value, property)]
     return {**plain, **{name: getattr(row, name) for name in properties}}
-
-
-def shapes_of(rows: Sequence[Any]) -> list[Shape]:
-    return list(dict.fromkeys(row.shape for row in rows))
