@@ -78,13 +78,13 @@ FUSEDRNN_INLINE Pack<T, N> sigmoid(const Pack<T, N>& x) {
   using C = ExpConstants<T>;
   const Vec<T> one = broadcast(C::kOneDown);
   Pack<T, N> a, shifted, s, y;
-  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > C::kSigmoidLimit ? broadcast(C::kSigmoidLimit) : x.v[i];
-  FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < C::kLowest ? broadcast(C::kLowest) : a.v[i];
-  FUSEDRNN_EACH(i, N) a.v[i] = -a.v[i];
+  FUSEDRNN_EACH(i, N) a.v[i] = at_most(C::kSigmoidLimit, x.v[i]);
+  FUSEDRNN_EACH(i, N) a.v[i] = -at_least(C::kLowest, a.v[i]);
   const Pack<T, N> e = expm1_reduced(a, shifted);
   FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>(shifted.v[i], -C::kDown);
   FUSEDRNN_EACH(i, N) y.v[i] = (e.v[i] + T(1)) * s.v[i] + one;
-  FUSEDRNN_EACH(i, N) y.v[i] = divide(one, y.v[i]);
+  FUSEDRNN_EACH(i, N) y.v[i] = reciprocal(y.v[i]);
+  FUSEDRNN_EACH(i, N) y.v[i] = y.v[i] * one;
   return y;
 }
 
@@ -93,8 +93,8 @@ template <class T, int N>
 FUSEDRNN_INLINE Pack<T, N> tanh(const Pack<T, N>& x) {
   using C = ExpConstants<T>;
   Pack<T, N> a, shifted, s, y;
-  FUSEDRNN_EACH(i, N) a.v[i] = x.v[i] > C::kTanhLimit ? broadcast(C::kTanhLimit) : x.v[i];
-  FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] < -C::kTanhLimit ? broadcast(-C::kTanhLimit) : a.v[i];
+  FUSEDRNN_EACH(i, N) a.v[i] = at_most(C::kTanhLimit, x.v[i]);
+  FUSEDRNN_EACH(i, N) a.v[i] = at_least(-C::kTanhLimit, a.v[i]);
   FUSEDRNN_EACH(i, N) a.v[i] = a.v[i] + a.v[i];
   Pack<T, N> e = expm1_reduced(a, shifted);
   FUSEDRNN_EACH(i, N) s.v[i] = power_of_two<T>(shifted.v[i], 0);

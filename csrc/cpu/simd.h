@@ -113,18 +113,56 @@ FUSEDRNN_INLINE void store_first(float* p, Vec<float> v, int n) {
 }
 #endif
 
-// a / b, for finite b > 0. Division occupies the divider for 16 cycles where an estimate, one Newton step for 1/b and
-// one correction of the quotient take six pipelined operations; the result is within 1 ulp.
+// x where it is above / below the limit, else the limit; NaN stays NaN. The instructions return their second operand
+// where either is NaN.
+template <class V, class T>
+FUSEDRNN_INLINE V at_least(T limit, V x) {
+  return x < limit ? V{} + limit : x;
+}
+template <class V, class T>
+FUSEDRNN_INLINE V at_most(T limit, V x) {
+  return x > limit ? V{} + limit : x;
+}
+#if defined(__AVX512F__) && FUSEDRNN_VECTOR_BYTES == 64
+template <>
+FUSEDRNN_INLINE Vec<float> at_least(float limit, Vec<float> x) {
+  return (Vec<float>)_mm512_maskz_max_ps(__mmask16(-1), _mm512_set1_ps(limit), (__m512)x);
+}
+template <>
+FUSEDRNN_INLINE Vec<float> at_most(float limit, Vec<float> x) {
+  return (Vec<float>)_mm512_maskz_min_ps(__mmask16(-1), _mm512_set1_ps(limit), (__m512)x);
+}
+#elif defined(__AVX2__) && FUSEDRNN_VECTOR_BYTES == 32
+template <>
+FUSEDRNN_INLINE Vec<float> at_least(float limit, Vec<float> x) {
+  return (Vec<float>)_mm256_max_ps(_mm256_set1_ps(limit), (__m256)x);
+}
+template <>
+FUSEDRNN_INLINE Vec<float> at_most(float limit, Vec<float> x) {
+  return (Vec<float>)_mm256_min_ps(_mm256_set1_ps(limit), (__m256)x);
+}
+#endif
+
+// 1 / b, for finite b > 0, within 2 ulp, and a / b within 1. Division occupies the divider for 16 cycles where an estimate, one Newton step for 1/b and
+// one correction of the quotient take six pipelined operations.
+template <class V>
+FUSEDRNN_INLINE V reciprocal(V b) {
+  return 1 / b;
+}
 template <class V>
 FUSEDRNN_INLINE V divide(V a, V b) {
   return a / b;
 }
 #if defined(__AVX512F__)
 template <>
-FUSEDRNN_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+FUSEDRNN_INLINE Vec<float> reciprocal(Vec<float> b) {
   // The masked form, since GCC warns of the undefined vector inside the plain one.
-  Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)b);
-  r = r + r * (1.0f - b * r);
+  const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)b);
+  return r + r * (1.0f - b * r);
+}
+template <>
+FUSEDRNN_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
+  const Vec<float> r = reciprocal(b);
   const Vec<float> q = a * r;
   return q + r * (a - q * b);
 }
