@@ -1,0 +1,25 @@
+"""The sources that hold no torch, and the flags that they are compiled with: for the build, and for tests that compile
+them on their own."""
+
+from __future__ import annotations
+
+COMMON = "-DNDEBUG -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra"
+DISPATCH = f"{COMMON} -std=c++17 -O2"
+KERNEL = f"{COMMON} -std=gnu++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi"
+AVX2 = f"{KERNEL} -mavx2 -mfma -mf16c"
+AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
+
+
+def cpu_sources(machine: str) -> dict[str, str]:
+    """Flags by path, for a processor as platform.machine() names it.
+
+    The slowest to compile come first, so that no core waits for one of them at the end.
+    """
+    x86 = machine in ("x86_64", "AMD64")
+    dispatch = DISPATCH + (" -DFUSEDRNN_X86=1" if x86 else "")
+    return {
+        **({"csrc/cpu/isa_avx512.cpp": AVX512, "csrc/cpu/isa_avx2.cpp": AVX2} if x86 else {}),
+        "csrc/cpu/isa_baseline.cpp": KERNEL,
+        "csrc/cpu/dispatch.cpp": dispatch,
+        "csrc/cpu/layer.cpp": dispatch,
+    }
