@@ -3,12 +3,12 @@
 from __future__ import annotations
 
 import os
-import platform
 import subprocess
 import sys
 
 import pytest
 import torch
+from isas import assert_tests_pass, each_isa, not_within_itself
 from op_cases import LAYOUTS, SIZES, arguments, cotangents, expected, fused, largest_error
 
 from fusedrnn.ops import CELLS, FORWARD, SAVING
@@ -145,25 +145,7 @@ def test_an_unknown_instruction_set_is_refused_with_the_known_ones():
     assert "FUSEDRNN_ISA=mmx: expected one of" in run.stderr and "baseline" in run.stderr
 
 
-@pytest.mark.skipif(platform.machine() != "x86_64", reason="one instruction set only on this processor")
-@pytest.mark.skipif("FUSEDRNN_ISA" in os.environ, reason="this run is for one instruction set")
-@pytest.mark.parametrize("isa", ["baseline", "avx2", "avx512"])
+@not_within_itself
+@each_isa
 def test_every_instruction_set_passes_these_tests(isa):
-    if isa != "baseline" and isa not in supported():
-        pytest.skip(f"this processor has no {isa}")
-    run = subprocess.run(
-        [sys.executable, "-m", "pytest", "-q", "-p", "no:cacheprovider", __file__],
-        env={**os.environ, "FUSEDRNN_ISA": isa},
-        capture_output=True,
-        text=True,
-    )
-    assert run.returncode == 0, run.stdout[-3000:]
-    assert " passed" in run.stdout
-
-
-def supported() -> set[str]:
-    """Instruction sets of this processor that have kernels, by what the system says of it."""
-    with open("/proc/cpuinfo", encoding="ascii") as file:
-        flags = set(next(line for line in file if line.startswith("flags")).split())
-    wanted = {"avx2": {"avx2", "fma"}, "avx512": {"avx512f", "avx512bw", "avx512dq", "avx512vl"}}
-    return {isa for isa, needs in wanted.items() if needs <= flags}
+    assert_tests_pass(__file__, isa)
