@@ -235,7 +235,9 @@ struct Inputs {
     b_ih = dense(b_ih), b_hh = dense(b_hh);
     if (tokens) {
       a.x = {const_cast<void*>(read(x)), a.type, 0, a.I};
-      a.tokens = {static_cast<const int64_t*>(read(*tokens)), batch_first ? 1 : a.B, batch_first ? a.T : 1};
+      static constexpr int64_t kNone = 0;  // not null, which would say that x has a row per step
+      const void* p = tokens->numel() ? read(*tokens) : &kNone;
+      a.tokens = {static_cast<const int64_t*>(p), batch_first ? 1 : a.B, batch_first ? a.T : 1};
     } else {
       a.x = rows_of(x, a.type, batch_first);
     }
