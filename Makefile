@@ -30,7 +30,7 @@ test: $(VENV)/lm,test.stamp
 lint: $(VENV)/lm,test,dev.stamp
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
-	find csrc -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
+	find csrc tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh' | xargs $(BIN)/clang-format --dry-run -Werror
 	$(BIN)/mypy
 
 clean:

@@ -10,7 +10,7 @@ from cases import each_layer, results, sample, widen
 from op_cases import LAYOUTS, NAMES, SIZES, arguments, cotangents, expected, fused, largest_error
 
 from fusedrnn import functional
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_half = pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16], ids=str)
@@ -48,7 +48,7 @@ def test_backward_is_that_of_float32_on_the_numbers_that_were_kept(cell, dtype, 
         args = arguments(cell, size, dtype, layout[0])
         grads = cotangents(cell, args, layout)
         grads += [None] * (3 - len(grads))
-        y, _, _, saved, c = FORWARD[cell](*args, None, *layout, True, recompute)
+        y, _, _, saved, c = SAVING[cell](*args, None, *layout, recompute)
         given = *grads, *args, None, y, saved, c
         half = BACKWARD[cell](*given, *layout, True, True)
         full = BACKWARD[cell](*(None if t is None else t.float() for t in given), *layout, True, True)
@@ -64,10 +64,10 @@ def test_the_state_is_not_rounded_between_the_steps(cell, dtype):
     """After many steps the result is still that of float32, rounded once."""
     args = arguments(cell, (200, 3, 5, 18), dtype)
     wide = type(args)(*(None if t is None else t.float() for t in args))
-    flags = None, False, False, False, False
-    for half, full in zip(FORWARD[cell](*args, *flags)[:3], FORWARD[cell](*wide, *flags)[:3], strict=True):
+    flags = None, False, False
+    for half, full in zip(FORWARD[cell](*args, *flags), FORWARD[cell](*wide, *flags), strict=True):
         torch.testing.assert_close(half, full.to(dtype), rtol=torch.finfo(dtype).eps, atol=1e-6)
-        assert (half == full.to(dtype)).float().mean() > 0.99 or not half.numel()
+        assert (half == full.to(dtype)).float().mean() > 0.99
 
 
 def rms(tensor: torch.Tensor) -> float:

@@ -12,7 +12,7 @@ from torch.autograd import gradcheck, gradgradcheck
 
 from fusedrnn import functional
 from fusedrnn.autograd import FUNCTIONS
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+from fusedrnn.ops import BACKWARD, CELLS, SAVING
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_gated_cell = pytest.mark.parametrize("cell", [cell for cell in CELLS if CELLS[cell].saved])
@@ -31,7 +31,7 @@ def both(cell, args, layout, tokens=None):
     grads += [None] * (3 - len(grads))
     found = []
     for recompute in (False, True):
-        y, h_n, c_n, saved, c = FORWARD[cell](*args, tokens, *layout, True, recompute)
+        y, h_n, c_n, saved, c = SAVING[cell](*args, tokens, *layout, recompute)
         assert (saved.numel() == 0) == (recompute or not CELLS[cell].saved)
         back = BACKWARD[cell](*grads, *args, tokens, y, saved, c, *layout, True, True)
         found.append(dict(enumerate((y, h_n, c_n, *back))))
@@ -93,7 +93,7 @@ def test_modules_give_the_results_of_nn(kind: Kind, options):
 @pytest.mark.parametrize("batch_first, reverse", [(False, False), (True, True)])
 def test_opcheck_passes_with_recompute(cell, batch_first, reverse):
     args = arguments(cell, (3, 2, 4, 5), batch_first=batch_first, requires_grad=True)
-    torch.library.opcheck(FORWARD[cell], (*args, None, batch_first, reverse, True, True))
+    torch.library.opcheck(SAVING[cell], (*args, None, batch_first, reverse, True))
 
 
 @each_gated_cell
@@ -103,7 +103,7 @@ def test_derivatives_agree_with_finite_differences(cell):
     def run(*given):
         rest = iter(given)
         full = [None if t is None else next(rest) for t in args]
-        return FUNCTIONS[cell].apply(cell, *full, None, False, False, True, True)[: 1 + CELLS[cell].states]
+        return FUNCTIONS[cell].apply(cell, *full, None, False, False, True)[: 1 + CELLS[cell].states]
 
     assert gradcheck(run, args.given())
     assert gradgradcheck(run, args.given(), fast_mode=True)

@@ -26,7 +26,7 @@ from torch.nn import functional as F
 
 from fusedrnn import functional, reference
 from fusedrnn.autograd import FUNCTIONS
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD
+from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_layout = pytest.mark.parametrize("layout", LAYOUTS, ids=lambda v: f"batch_first={v[0]}-reverse={v[1]}")
@@ -125,7 +125,7 @@ SIZES = [(1, 1, 1, 1, 1), (3, 2, 7, 17, 2), (7, 1, 3, 15, 9), (5, 33, 2, 16, 3),
 
 
 def run_operator(cell, args, layout, tokens, grads) -> dict[str, Tensor]:
-    y, h_n, c_n, saved, c = FORWARD[cell](*args, tokens, *layout, True, False)
+    y, h_n, c_n, saved, c = SAVING[cell](*args, tokens, *layout, False)
     back = BACKWARD[cell](*grads, *[None] * (3 - len(grads)), *args, tokens, y, saved, c, *layout, True, True)
     names = ("y", "h_n", "c_n", "dx", "dh0", "dc0", "dw_ih", "dw_hh", "db_ih", "db_hh")
     return dict(zip(names, (y, h_n, c_n, *back), strict=True))
@@ -211,8 +211,8 @@ def test_derivatives_agree_with_finite_differences(cell, layout, path, recompute
     def run(*given):
         rest = iter(given)
         full = [None if t is None else next(rest) for t in args]
-        flags = tokens, *layout, True, recompute
-        out = FORWARD[cell](*full, *flags) if path == "operator" else FUNCTIONS[cell].apply(cell, *full, *flags)
+        flags = tokens, *layout, recompute
+        out = SAVING[cell](*full, *flags) if path == "operator" else FUNCTIONS[cell].apply(cell, *full, *flags)
         return out[: 1 + CELLS[cell].states]
 
     assert gradcheck(run, args.given())
@@ -288,9 +288,9 @@ def test_opcheck_passes_for_both_operators(cell, batch_first, recompute):
     args = arguments(cell, (3, 2, 4, 5), requires_grad=True)
     args = args._replace(x=torch.randn(4, 4, dtype=f64, requires_grad=True))
     tokens = draw(4, *((2, 3) if batch_first else (3, 2)))
-    torch.library.opcheck(FORWARD[cell], (*args, tokens, batch_first, False, True, recompute))
+    torch.library.opcheck(SAVING[cell], (*args, tokens, batch_first, False, recompute))
     with torch.no_grad():
-        y, h_n, c_n, saved, c = FORWARD[cell](*args, tokens, batch_first, False, True, recompute)
+        y, h_n, c_n, saved, c = SAVING[cell](*args, tokens, batch_first, False, recompute)
     grads = torch.randn_like(y), torch.randn_like(h_n), torch.randn_like(c_n) if c_n.numel() else None
     torch.library.opcheck(BACKWARD[cell], (*grads, *args, tokens, y, saved, c, batch_first, False, True, True))
 
@@ -326,9 +326,9 @@ def test_a_token_that_is_no_row_of_the_table_is_refused_with_its_value(cell, bad
     tokens = torch.tensor([[0, 1], [3, bad], [2, 2]])
     message = f"expected tokens from 0 to 3, the rows of the table, got {bad}"
     with pytest.raises(RuntimeError, match=message):
-        FORWARD[cell](*args, tokens, False, False, True, False)
+        FORWARD[cell](*args, tokens, False, False)
     good = tokens.clamp(0, 3)
-    y, h_n, c_n, saved, c = FORWARD[cell](*args, good, False, False, True, False)
+    y, h_n, c_n, saved, c = SAVING[cell](*args, good, False, False, False)
     with pytest.raises(RuntimeError, match=message):
         BACKWARD[cell](y, h_n, c_n if c_n.numel() else None, *args, tokens, y, saved, c, False, False, True, True)
 
