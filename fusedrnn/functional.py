@@ -226,7 +226,7 @@ class _Network(NamedTuple):
             if embedding.shape[0] < T * B:
                 tokens, x = x, embedding
             else:  # projecting the rows that are used costs less
-                x = F.embedding(x, embedding)
+                x = _embedded(x, embedding)
         if states is None:
             states = (x.new_zeros((layers, B, weights[1].shape[1])),) * CELLS[self.cell].states
         return _checked(self._run, x, states, weights, tokens)
@@ -290,6 +290,16 @@ def _checked(run: Callable[..., Any], x: Tensor, states: States, weights: Sequen
     except (RuntimeError, NotImplementedError):
         _check_served(x, states, weights)
         raise
+
+
+def _embedded(tokens: Tensor, embedding: Tensor) -> Tensor:
+    """F.embedding, with the operators' error for a token that is no row of the table."""
+    try:
+        return F.embedding(tokens, embedding)
+    except IndexError:
+        V = embedding.shape[0]
+        wrong = tokens[(tokens < 0) | (tokens >= V)][0].item()
+        raise RuntimeError(f"fusedrnn: expected tokens from 0 to {V - 1}, the rows of the table, got {wrong}") from None
 
 
 def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
