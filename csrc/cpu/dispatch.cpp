@@ -22,7 +22,7 @@ struct Candidate {
 // Best first.
 const Isa* choose(const char* wanted, std::string& error) {
 #if FUSEDRNN_X86
-  // All that setup.py lets the compiler use.
+  // All that build_tools/flags.py lets the compiler use.
   const bool avx2 = __builtin_cpu_supports("avx2") && __builtin_cpu_supports("fma") && __builtin_cpu_supports("f16c");
   const bool avx512 = avx2 && __builtin_cpu_supports("avx512f") && __builtin_cpu_supports("avx512bw") &&
                       __builtin_cpu_supports("avx512dq") && __builtin_cpu_supports("avx512vl");
