@@ -75,19 +75,26 @@ auto with_compute_type(cpu::Type type, const F& f) {
   return type == cpu::kFloat64 ? f(0.0) : f(0.0f);
 }
 
-constexpr int64_t kWorthAdvice = 4 << 20;  // bytes
+// Tensors that only backward sees: of this size and more they come from the pool.
+constexpr int64_t kWorthPooling = 1 << 20;
 
 template <size_t N>
-Tensor empty(cpu::Type type, const std::array<int64_t, N>& sizes) {
+Tensor empty(cpu::Type type, const std::array<int64_t, N>& sizes, bool pooled = false) {
   std::array<int64_t, N> strides;
   int64_t stride = 1;
   for (size_t i = N; i-- > 0; stride *= std::max<int64_t>(sizes[i], 1)) strides[i] = stride;
   AtenTensorHandle handle;
+  if (pooled && stride * cpu::size_of(type) >= kWorthPooling) {
+    void* p = Pool::instance().take(size_t(stride * cpu::size_of(type)));
+    STD_TORCH_CHECK(p, "fusedrnn: no memory left for ", stride * cpu::size_of(type), " bytes");
+    STABLE_TORCH_ERROR_CODE_CHECK(torch_from_blob(
+        p, N, sizes.data(), strides.data(), 0, dtype_of(type), aoti_torch_device_type_cpu(), -1, &handle,
+        aoti_torch_layout_strided(), nullptr, 0, [](void* p, void*) { Pool::instance().give(p); }, nullptr));
+    return Tensor(handle);
+  }
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_empty_strided(N, sizes.data(), strides.data(), dtype_of(type),
                                                          aoti_torch_device_type_cpu(), 0, &handle));
-  const Tensor t(handle);
-  if (stride * cpu::size_of(type) >= kWorthAdvice) advise_huge_pages(t.mutable_data_ptr(), stride * cpu::size_of(type));
-  return t;
+  return Tensor(handle);
 }
 
 void* data(const Tensor& t) { return t.numel() ? t.mutable_data_ptr() : nullptr; }
@@ -288,8 +295,10 @@ SavingResult saving(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, co
   in.fill<Cell>(a, reverse);
   const Tensor y = per_row(a, batch_first, a.H), h_n = in.new_state(a);
   const Tensor c_n = Cell::kHasCellState ? in.new_state(a) : nothing(a.type);
-  const Tensor saved = !recompute && Cell::kSaved ? per_row(a, false, Cell::kSaved * a.H) : nothing(a.type);
-  const Tensor c = Cell::kHasCellState ? per_row(a, false, a.H) : nothing(a.type);
+  const auto kept = [&](bool any, int64_t columns) {
+    return any ? empty<3>(a.type, {a.T, a.B, columns}, true) : nothing(a.type);
+  };
+  const Tensor saved = kept(!recompute && Cell::kSaved, Cell::kSaved * a.H), c = kept(Cell::kHasCellState, a.H);
   a.y = rows_of(y, a.type, batch_first), a.saved = rows_of(saved, a.type, false), a.c = rows_of(c, a.type, false);
   a.h_n = data(h_n), a.c_n = data(c_n);
   run(a);
@@ -348,6 +357,8 @@ std::vector<int64_t> cpu_phases(bool on) {
   return ns;
 }
 
+void cpu_keep_memory(int64_t bytes) { Pool::instance().limit(size_t(std::max<int64_t>(0, bytes))); }
+
 std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
   const Tensor x = dense(x_);
   STD_TORCH_CHECK(x.dim() == 1, "fusedrnn: expected x of 1 dimension, got ", shape_of(x));
@@ -391,6 +402,7 @@ STABLE_TORCH_LIBRARY(fusedrnn, m) {
   m.def("cpu_isa() -> str");
   m.def("multiply_add(int rounds) -> int");
   m.def("cpu_phases(bool on) -> int[]");
+  m.def("cpu_keep_memory(int bytes) -> ()");
   m.def("activations(Tensor x) -> (Tensor sigmoid, Tensor tanh)");
 }
 
@@ -406,6 +418,7 @@ STABLE_TORCH_LIBRARY_IMPL(fusedrnn, CompositeExplicitAutograd, m) {
   m.impl("cpu_isa", TORCH_BOX(&fusedrnn::cpu_isa));
   m.impl("multiply_add", TORCH_BOX(&fusedrnn::multiply_add));
   m.impl("cpu_phases", TORCH_BOX(&fusedrnn::cpu_phases));
+  m.impl("cpu_keep_memory", TORCH_BOX(&fusedrnn::cpu_keep_memory));
 }
 
 PyMODINIT_FUNC PyInit__C(void) {

@@ -1,41 +1,94 @@
-// Working memory of a call. The thread keeps a block of it for its next call: fresh memory costs a page fault for every
-// 4 KiB, which in short calls is more than the work done in it.
+// Memory that is used again. Fresh memory costs a page fault for every 4 KiB, which in a short call is more than the
+// work done in it, and in a training step of a large layer as much as a product.
 #pragma once
+#include <cstddef>
 #include <cstdint>
 #include <cstdlib>
+#include <mutex>
 #include <vector>
-
-#if defined(__linux__)
-#include <sys/mman.h>
-#endif
 
 namespace fusedrnn {
 
-// Asks for huge pages under memory that is about to be written for the first time: a fault for every 2 MiB instead of
-// one for every 4 KiB, and fewer misses of the TLB. Only a hint.
-inline void advise_huge_pages(void* p, size_t bytes) {
-#if defined(__linux__)
-  constexpr uintptr_t kHugePage = uintptr_t(2) << 20;
-  const uintptr_t begin = (reinterpret_cast<uintptr_t>(p) + kHugePage - 1) / kHugePage * kHugePage;
-  const uintptr_t end = (reinterpret_cast<uintptr_t>(p) + bytes) / kHugePage * kHugePage;
-  if (begin < end) madvise(reinterpret_cast<void*>(begin), end - begin, MADV_HUGEPAGE);
-#endif
-}
+// Blocks that were given back, for whoever asks next. Their size stands in front of them.
+class Pool {
+ public:
+  // Never destroyed: tensors may outlive static objects.
+  static Pool& instance() {
+    static Pool* pool = new Pool;
+    return *pool;
+  }
 
+  // A block of at least `bytes`, aligned to 64 bytes, or null when there is no memory.
+  void* take(size_t bytes) {
+    // Where another thread is in here, or was in here when the process forked, do without.
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) {
+      size_t best = free_.size();
+      for (size_t i = 0; i < free_.size(); ++i) {
+        const size_t size = size_of(free_[i]);
+        // Not a block that is much too large: then both would be kept for a task that needs one.
+        if (size >= bytes && size <= bytes + bytes / 4 + kSmall && (best == free_.size() || size < size_of(free_[best])))
+          best = i;
+      }
+      if (best < free_.size()) {
+        void* p = free_[best];
+        free_.erase(free_.begin() + ptrdiff_t(best));
+        kept_ -= size_of(p);
+        return p;
+      }
+    }
+    void* p = nullptr;
+    if (posix_memalign(&p, kHeader, kHeader + (bytes + kHeader - 1) / kHeader * kHeader) != 0) return nullptr;
+    *static_cast<size_t*>(p) = bytes;
+    return static_cast<char*>(p) + kHeader;
+  }
+
+  void give(void* p) {
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock && size_of(p) <= limit_) {
+      // The oldest make room: sizes that are not asked for any more.
+      while (kept_ + size_of(p) > limit_) drop_oldest();
+      free_.push_back(p);
+      kept_ += size_of(p);
+    } else {
+      std::free(static_cast<char*>(p) - kHeader);
+    }
+  }
+
+  // Bytes that are kept at the most from now on; 0 frees all.
+  void limit(size_t bytes) {
+    const std::lock_guard<std::mutex> lock(mutex_);
+    limit_ = bytes;
+    while (kept_ > limit_) drop_oldest();
+  }
+
+ private:
+  static constexpr size_t kHeader = 64, kSmall = 64 << 10;
+
+  static size_t size_of(void* p) { return *reinterpret_cast<size_t*>(static_cast<char*>(p) - kHeader); }
+  void drop_oldest() {
+    kept_ -= size_of(free_.front());
+    std::free(static_cast<char*>(free_.front()) - kHeader);
+    free_.erase(free_.begin());
+  }
+
+  std::mutex mutex_;
+  std::vector<void*> free_;  // oldest first
+  size_t kept_ = 0, limit_ = size_t(256) << 20;
+};
+
+// Working memory of a call. The thread keeps the block for its next call.
 class Workspace {
  public:
-  // Bytes that a thread keeps. A call that needs more is long enough not to mind.
-  static constexpr size_t kKept = size_t(64) << 20;
-
   // The block is the call's as long as the call lasts, so that calls may nest.
   Workspace() : block_(kept().take()) {}
   ~Workspace() {
-    for (void* p : others_) std::free(p);
+    for (void* p : others_) Pool::instance().give(p);
     if (used_ > block_.size && used_ <= kKept) {
       std::free(block_.p);
+      void* p = nullptr;
       const size_t size = (used_ + used_ / 4 + kPage - 1) / kPage * kPage;
-      block_ = {static_cast<char*>(reserve(size)), size};
-      if (!block_.p) block_.size = 0;
+      block_ = posix_memalign(&p, kPage, size) == 0 ? Block{static_cast<char*>(p), size} : Block();
     }
     kept().give(block_);
   }
@@ -49,13 +102,13 @@ class Workspace {
     used_ += bytes;
     if (used_ <= block_.size) return block_.p + begin;
     others_.reserve(others_.size() + 1);
-    void* p = reserve(bytes);
+    void* p = Pool::instance().take(bytes);
     if (p) others_.push_back(p);
     return p;
   }
 
  private:
-  static constexpr size_t kPage = 4096, kHugePage = size_t(2) << 20;
+  static constexpr size_t kPage = 4096, kKept = size_t(1) << 20;  // larger pieces come from the pool
 
   struct Block {
     char* p = nullptr;
@@ -77,15 +130,6 @@ class Workspace {
   static Kept& kept() {
     static thread_local Kept k;
     return k;
-  }
-
-  static void* reserve(size_t bytes) {
-    const bool huge = bytes >= 2 * kHugePage;
-    const size_t unit = huge ? kHugePage : 64;
-    void* p = nullptr;
-    if (posix_memalign(&p, unit, (bytes + unit - 1) / unit * unit) != 0) return nullptr;
-    if (huge) advise_huge_pages(p, bytes);
-    return p;
   }
 
   Block block_;

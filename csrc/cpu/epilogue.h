@@ -55,6 +55,8 @@ FUSEDRNN_INLINE void in_groups(const Step& step, int64_t row, int rows, int64_t 
 // the saved values go to the caller's memory. Without y, only what backward needs is written.
 template <class Cell, class T>
 struct ForwardStep {
+  static constexpr int kTiles = kTilesOfGates;
+
   int64_t H;
   Rows<const T> x;  // projections: of the rows, or of tokens
   Rows<const int64_t> tokens;
@@ -106,6 +108,8 @@ struct ForwardStep {
 // One step backward: the product is the gradient that reaches h_t through w_hh from the step run after it.
 template <class Cell, class T>
 struct BackwardStep {
+  static constexpr int kTiles = kTilesOfGates;
+
   int64_t H;
   Rows<const T> saved, y, h_prev, c, c_prev, dy;  // dy may be null
   bool use_direct;
@@ -148,6 +152,8 @@ struct BackwardStep {
 // c = product, or c += product.
 template <class T>
 struct StoreProduct {
+  static constexpr int kTiles = kTilesOfSums;
+
   Rows<T> c;
   int64_t N;
   bool add;

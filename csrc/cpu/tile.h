@@ -60,9 +60,10 @@ constexpr TileShape kWideShape = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShap
 // Sums are made of parts over this many k: the rounding error of one long sum would grow with its length.
 constexpr int64_t kDepth = 512;
 
-constexpr int kTilesAtATime = kManyRegisters ? 1 : 8;                   // tiles of rows that pass before gate math
-constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                 // vectors of gates that use the same rows
-constexpr int64_t kFirstLevel = kManyRegisters ? INT32_MAX : 16 << 10;  // bytes of weights that stay there
+constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;  // vectors of gates that use the same rows
+constexpr int64_t kFirstLevel = kManyRegisters ? 32 << 10 : 16 << 10;  // bytes of weights that stay there
+// Tiles of rows that pass a piece of the weights before their epilogue: with gate math, and where sums are only stored.
+constexpr int kTilesOfGates = kManyRegisters ? 4 : 8, kTilesOfSums = kManyRegisters ? 1 : 8;
 
 template <class T>
 struct Product {
@@ -167,15 +168,16 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   const int streams = units * G / W;
   const T* weights = p.weights + tile * (G / W) * p.stream;
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
+  constexpr int kTiles = Epilogue::kTiles;
   constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
-  constexpr int64_t fitting = in_cache < kDepth ? in_cache : kDepth;
+  constexpr int64_t fitting = kTiles > 1 && in_cache < kDepth ? in_cache : kDepth;
   const int64_t pieces = p.K > 0 ? (p.K + fitting - 1) / fitting : 1;
   // The prefetches of one sweep cover the panels that follow.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
   Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * p.stream),
               last ? 0 : (int64_t(sizeof(T)) * units * G * L + calls - 1) / calls};
-  for (int64_t i0 = 0; i0 < blocks.count; i0 += kTilesAtATime) {
-    const int64_t i1 = i0 + kTilesAtATime < blocks.count ? i0 + kTilesAtATime : blocks.count, r0 = blocks.begin(i0);
+  for (int64_t i0 = 0; i0 < blocks.count; i0 += kTiles) {
+    const int64_t i1 = i0 + kTiles < blocks.count ? i0 + kTiles : blocks.count, r0 = blocks.begin(i0);
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t k0 = p.K * piece / pieces, k1 = p.K * (piece + 1) / pieces;
       with_streams<S>(streams, [&](int s, auto count) {
@@ -208,7 +210,7 @@ FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, in
     if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1>(p, r0, r1, t0, t1, epilogue);
   constexpr int vectors = shape.streams * W > kVectorsAtATime ? shape.streams * W : kVectorsAtATime;
   constexpr int units = vectors / G > 1 ? vectors / G : 1;
-  alignas(64) T out[kTilesAtATime * shape.rows * units * G * kLanes<T>];
+  alignas(64) T out[Epilogue::kTiles * shape.rows * units * G * kLanes<T>];
   const Blocks blocks(r0, r1, shape.rows);
   for (int64_t t = t0; t < t1; t += units)
     sweep_rows<T, G, shape.rows, shape.streams>(p, blocks, t, int(t1 - t < units ? t1 - t : units), t + units >= t1,
