@@ -7,32 +7,41 @@
 namespace fusedrnn {
 namespace {
 
+// Rows of weights that are read side by side, and vectors of each: few streams that are read front to back suit the
+// prefetchers better than a stream for every lane.
+constexpr int kRowsAtATime = 4, kVectorsOfRow = 4;
+
+// The sums of a[K] * w[row][K], lane by lane, of kRowsAtATime rows.
+template <class T, class S>
+FUSEDRNN_INLINE void multiply_few_rows(const T* a, int64_t K, const S* w, int64_t ldw, Vec<T>* sums) {
+  constexpr int L = kLanes<T>, R = kRowsAtATime, N = kVectorsOfRow;
+  Vec<T> acc[R][N] = {};
+  int64_t k = 0;
+  for (; k + N * L <= K; k += N * L)
+    FUSEDRNN_EACH(n, N) {
+      const Vec<T> x = load(a + k + n * L);
+      FUSEDRNN_EACH(r, R) acc[r][n] += x * load_as<T>(w + r * ldw + k + n * L, L);
+    }
+  for (; k < K; k += L) {
+    const Vec<T> x = load_up_to(a + k, K - k);
+    FUSEDRNN_EACH(r, R) acc[r][0] += x * load_as<T>(w + r * ldw + k, K - k);
+  }
+  FUSEDRNN_EACH(r, R) sums[r] = (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]);
+}
+
 // out[lane] = a[K] . w[unit + lane][K], for the first `valid` lanes.
 template <class T, class S>
 FUSEDRNN_INLINE Vec<T> dot_products(const T* a, int64_t K, const S* w, int64_t ldw, int64_t valid) {
   constexpr int L = kLanes<T>;
-  Vec<T> sums[L] = {};
-  if (valid >= L) {
-    int64_t k = 0;
-    for (; k + L <= K; k += L) {
-      const Vec<T> x = load(a + k);
-      FUSEDRNN_EACH(i, L) sums[i] += x * load_as<T>(w + i * ldw + k, L);
-    }
-    if (k < K) {
-      const Vec<T> x = load_up_to(a + k, K - k);
-      FUSEDRNN_EACH(i, L) sums[i] += x * load_as<T>(w + i * ldw + k, K - k);
-    }
-  } else {
-    for (int64_t k = 0; k < K; k += L) {
-      const Vec<T> x = load_up_to(a + k, K - k);
-      for (int i = 0; i < valid; ++i) sums[i] += x * load_as<T>(w + i * ldw + k, K - k);
-    }
-  }
-  transpose<T>(sums);
-  FUSEDRNN_EACH(i, L / 2) sums[i] += sums[i + L / 2];
-  Vec<T> total = sums[0];
-  for (int i = 1; i < L / 2; ++i) total += sums[i];
-  return total;
+  Vec<T> sums[L + kRowsAtATime] = {};
+  int64_t i = 0;
+  for (; i + kRowsAtATime <= (valid < L ? valid : L); i += kRowsAtATime)
+    multiply_few_rows(a, K, w + i * ldw, ldw, sums + i);
+  for (; i < L && i < valid; ++i)
+    for (int64_t k = 0; k < K; k += L) sums[i] += load_up_to(a + k, K - k) * load_as<T>(w + i * ldw + k, K - k);
+  Vec<T> m[L];
+  FUSEDRNN_EACH(j, L) m[j] = sums[j];
+  return sum_lanes<T>(m);
 }
 
 // epilogue(rows, panels) with the products of rows r0..r1 of a with all gates of panels t0..t1 of w.

@@ -19,7 +19,7 @@ using cpu::Forward;
 using cpu::Recompute;
 
 constexpr int64_t kCacheBytes = 1 << 20;  // of the second level, per core
-constexpr double kWorthAThread = 1e5;     // floating-point operations
+constexpr double kWorthAThread = 3e5;     // floating-point operations
 constexpr double kWorthABarrier = 3e4;    // the same, per step
 
 template <class T>

@@ -31,6 +31,27 @@ FUSEDRNN_INLINE void exchange(Vec<T>& a, Vec<T>& b, Lanes<I...>) {
   b = high;
 }
 
+// a summed over pairs of blocks of S lanes where the lane has no S, b likewise where it has.
+template <class T, int S, int... I>
+FUSEDRNN_INLINE Vec<T> add_pairs(Vec<T> a, Vec<T> b, Lanes<I...>) {
+  constexpr int L = kLanes<T>;
+  return __builtin_shufflevector(a, b, ((I & S) ? L + I - S : I)...) +
+         __builtin_shufflevector(a, b, ((I & S) ? L + I : I + S)...);
+}
+
+// Lane i of the result is the sum of all lanes of m[i].
+template <class T, int S = 1>
+FUSEDRNN_INLINE Vec<T> sum_lanes(Vec<T> (&m)[kLanes<T>]) {
+  constexpr int L = kLanes<T>;
+  if constexpr (S < L) {
+    FUSEDRNN_EACH(i, L / (2 * S))
+    m[2 * S * i] = add_pairs<T, S>(m[2 * S * i], m[2 * S * i + S], typename CountLanes<L>::type{});
+    return sum_lanes<T, 2 * S>(m);
+  } else {
+    return m[0];
+  }
+}
+
 template <class T, int S = 1>
 FUSEDRNN_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
   constexpr int L = kLanes<T>;
@@ -48,6 +69,13 @@ FUSEDRNN_INLINE void transpose(Vec<T> (&m)[kLanes<T>]) {
       m[i][j] = m[j][i];
       m[j][i] = x;
     }
+}
+template <class T>
+FUSEDRNN_INLINE Vec<T> sum_lanes(Vec<T> (&m)[kLanes<T>]) {
+  transpose<T>(m);
+  Vec<T> total = m[0];
+  for (int i = 1; i < kLanes<T>; ++i) total += m[i];
+  return total;
 }
 #endif
 
