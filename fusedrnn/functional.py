@@ -8,7 +8,6 @@ computed in float32), on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any, NamedTuple
 
 import torch
@@ -310,8 +309,22 @@ def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
     return x * mask.transpose(0, 1)
 
 
-def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> States:
-    """One step as a sequence of length 1, after the checks of torch's own cells."""
+def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """One step as a sequence of length 1: the new states, or the errors of torch's own cells."""
+    if torch.compiler.is_compiling() or not all(s.dim() == 2 for s in states):
+        _check_cell(x, states, weights)
+    try:
+        return _checked(_one_step, x, states, weights, cell)[1:]
+    except RuntimeError:
+        _check_cell(x, states, weights)
+        raise
+
+
+def _one_step(x: Tensor, states: States, weights: Sequence[Tensor | None], cell: str) -> tuple[Tensor, ...]:
+    return _layer(cell, x.unsqueeze(0), states, weights)
+
+
+def _check_cell(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
     w_ih, w_hh = weights[:2]
     assert w_ih is not None and w_hh is not None
     if x.shape[1] != w_ih.shape[1]:
@@ -323,7 +336,6 @@ def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]
             raise RuntimeError(f"Input batch size {x.shape[0]} doesn't match hidden{i} batch size {s.shape[0]}")
         if s.shape[1] != w_hh.shape[1]:
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {w_hh.shape[1]}")
-    return _checked(partial(_layer, cell), x.unsqueeze(0), states, weights)[1:]
 
 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)

@@ -103,6 +103,7 @@ class LanguageModel(nn.Module):
         self.rnn = recurrent_layers(backend, cell, embedding_size, hidden_size, num_layers)
         self.decoder = nn.Linear(hidden_size, vocabulary_size)
         self.dropout = dropout
+        self.takes_tokens = backend == "fused"
         self.state: State | None = None
         if recurrent_init == "orthogonal":
             _orthogonal_blocks(self.rnn)
@@ -120,7 +121,10 @@ class LanguageModel(nn.Module):
             the output and the state after the last token.
         """
         hx = None if state is None else state if len(state) == 2 else state[0]
-        y, end = self.rnn(self.embedding(tokens.t()), hx)
+        if self.takes_tokens:
+            y, end = self.rnn(tokens.t(), hx, embedding=self.embedding.weight)
+        else:
+            y, end = self.rnn(self.embedding(tokens.t()), hx)
         dropped = F.dropout(y, self.dropout, self.training)
         raw, dropped = y.transpose(0, 1), dropped.transpose(0, 1)
         return Output(self.decoder(dropped), raw, dropped), end if isinstance(end, tuple) else (end,)

@@ -11,37 +11,44 @@ from torch import Tensor, nn
 from .. import functional
 
 
-def _check_input(name: str, input: Tensor) -> bool:
-    """Whether the input is batched."""
-    if input.dim() not in (1, 2):
-        raise ValueError(f"{name}: Expected input to be 1D or 2D, got {input.dim()}D instead")
-    return input.dim() == 2
+class _Cell(nn.RNNCellBase):
+    """What the three share."""
+
+    def _is_batched(self, input: Tensor) -> bool:
+        dims = input.dim()
+        if dims not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dims}D instead")
+        return dims == 2
+
+    def _weights(self) -> list[Tensor]:
+        # Parameters first: the lookup of a module's attribute is slow. Parametrized ones are attributes.
+        get = self._parameters.get
+        return [
+            w if (w := get(name)) is not None else getattr(self, name)
+            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
+        ]
 
 
-class _OneStateCell(nn.RNNCellBase):
+class _OneStateCell(_Cell):
     def _step(self) -> Any:
         raise NotImplementedError
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        name = type(self).__name__
-        batched = _check_input(name, input)
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"{name}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
-        if not batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else hx.unsqueeze(0)
+        batched = self._is_batched(input)
         if hx is None:
-            hx = input.new_zeros(input.size(0), self.hidden_size)
-        h = self._step()(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
-        return h if batched else h.squeeze(0)
+            hx = input.new_zeros(input.size(0), self.hidden_size) if batched else input.new_zeros(self.hidden_size)
+        elif hx.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        if batched:
+            return self._step()(input, hx, *self._weights())
+        return self._step()(input.unsqueeze(0), hx.unsqueeze(0), *self._weights()).squeeze(0)
 
 
-class LSTMCell(nn.RNNCellBase):
+class LSTMCell(_Cell):
     """A drop-in for :class:`torch.nn.LSTMCell`.
 
     ``forward(input, hx=None)`` takes ``[B, I]`` (or ``[I]``) and ``(h, c)`` of ``[B, H]`` (or ``[H]``), zeros if None,
-    and returns ``(h', c')``. float32, float64, and bfloat16 and float16 computed in
-    float32; on the CPU.
+    and returns ``(h', c')``. float32, float64, and bfloat16 and float16 computed in float32; on the CPU.
 
     Raises:
         ValueError: an input or state of more than 2 dimensions.
@@ -60,7 +67,7 @@ class LSTMCell(nn.RNNCellBase):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        batched = _check_input("LSTMCell", input)
+        batched = self._is_batched(input)
         if isinstance(hx, Tensor):
             raise TypeError("LSTMCell: Expected hx to be a pair of tensors (h, c), got one tensor")
         for i, s in enumerate(hx or ()):
@@ -71,7 +78,7 @@ class LSTMCell(nn.RNNCellBase):
             hx = None if hx is None else tuple(s.unsqueeze(0) for s in hx)
         if hx is None:
             hx = (input.new_zeros(input.size(0), self.hidden_size),) * 2
-        h, c = functional.lstm_cell(input, hx, self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh)
+        h, c = functional.lstm_cell(input, hx, *self._weights())
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 
 
@@ -111,7 +118,8 @@ class RNNCell(_OneStateCell):
         self.nonlinearity = nonlinearity
 
     def _step(self) -> Any:
-        steps = {"tanh": functional.rnn_tanh_cell, "relu": functional.rnn_relu_cell}
-        if self.nonlinearity not in steps:
-            raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
-        return steps[self.nonlinearity]
+        if self.nonlinearity == "tanh":
+            return functional.rnn_tanh_cell
+        if self.nonlinearity == "relu":
+            return functional.rnn_relu_cell
+        raise RuntimeError(f"Unknown nonlinearity: {self.nonlinearity}")
