@@ -139,6 +139,7 @@ static void outer_slab(const Features<T>& features, int64_t slab, int64_t t0, in
 
 template <class T>
 static void outer_product(const OuterProduct<T>& g, const Runner& runner) {
+  if (g.N == 0 || g.I == 0) return;
   const int64_t slabs = (g.N + kSlab<T> - 1) / kSlab<T>, threads = runner.threads;
   const bool alone = 2.0 * double(g.I) * double(g.N) * double(g.K) < kWorthSharing;
   const bool packs = !alone && slabs >= kSlabsWorthPacking;

@@ -58,7 +58,7 @@ constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
 constexpr TileShape kWideShape = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1];
 
 // Sums are made of parts over this many k: the rounding error of one long sum would grow with its length.
-constexpr int64_t kDepth = 512;
+constexpr int64_t kDepth = 128;
 
 constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;  // vectors of gates that use the same rows
 constexpr int64_t kFirstLevel = kManyRegisters ? 32 << 10 : 16 << 10;  // bytes of weights that stay there
