@@ -17,8 +17,7 @@ FUSEDRNN_INLINE void multiply_few_rows(const T* a, int64_t K, const S* w, int64_
   constexpr int L = kLanes<T>, R = kRowsAtATime, N = kVectorsOfRow;
   Vec<T> acc[R][N] = {};
   int64_t k = 0;
-  for (; k + N * L <= K; k += N * L)
-    FUSEDRNN_EACH(n, N) {
+  for (; k + N * L <= K; k += N * L) FUSEDRNN_EACH(n, N) {
       const Vec<T> x = load(a + k + n * L);
       FUSEDRNN_EACH(r, R) acc[r][n] += x * load_as<T>(w + r * ldw + k + n * L, L);
     }

@@ -74,15 +74,18 @@ struct Features {
   FUSEDRNN_INLINE const T* at(int64_t k0, int64_t k1, int64_t tile) const {
     return packed ? block(k0, k1, tile) : g.a + k0 * g.lda + tiles.begin(tile);
   }
+  // Some rows at a time: all rows of a block may fall into the same few sets of the first level.
   void pack(int64_t k0, int64_t k1) const {
-    constexpr int L = kLanes<T>;
-    for (int64_t tile = 0; tile < tiles.count; ++tile) {
-      T* to = block(k0, k1, tile);
-      const T* from = g.a + tiles.begin(tile);
-      for (int64_t k = k0; k < k1; ++k, to += kWideShape.rows)
-        for (int j = 0; j < kWideShape.rows; j += L)
-          store_up_to(to + j, load_up_to(from + k * g.lda + j, tiles.height(tile) - j), kWideShape.rows - j);
-    }
+    constexpr int L = kLanes<T>, R = kWideShape.rows, kRows = 8;
+    for (int64_t k = k0; k < k1; k += kRows)
+      for (int64_t tile = 0; tile < tiles.count; ++tile) {
+        T* to = block(k0, k1, tile) + (k - k0) * R;
+        const T* from = g.a + k * g.lda + tiles.begin(tile);
+        const int height = tiles.height(tile);
+        for (int64_t i = 0; i < kRows && k + i < k1; ++i)
+          for (int j = 0; j < R; j += L)
+            store_up_to(to + i * R + j, load_up_to(from + i * g.lda + j, height - j), R - j);
+      }
   }
 };
 
@@ -121,6 +124,8 @@ static void outer_slab(const Features<T>& features, int64_t slab, int64_t t0, in
     for (int64_t tile = t0; tile < t1; ++tile) {
       T* sums = panel + (features.tiles.begin(tile) - i0) * W;
       const T* a = features.at(k0, k1, tile);
+      if (k0 > 0)
+        for (int64_t i = 0; i < features.tiles.height(tile) * W; i += L) __builtin_prefetch(sums + i);
       with_streams<S>(vectors, [&](int s, auto count) {
         with_rows<R>(features.tiles.height(tile), [&](auto height) {
           const Start<T> start{k0 > 0 ? sums + s * L : nullptr, W};

@@ -143,8 +143,8 @@ FUSEDRNN_INLINE Vec<float> at_most(float limit, Vec<float> x) {
 }
 #endif
 
-// 1 / b, for finite b > 0, within 2 ulp, and a / b within 1. Division occupies the divider for 16 cycles where an estimate, one Newton step for 1/b and
-// one correction of the quotient take six pipelined operations.
+// 1 / b, for finite b > 0, within 2 ulp, and a / b within 1. Division occupies the divider for 16 cycles where an
+// estimate, one Newton step for 1/b and one correction of the quotient take six pipelined operations.
 template <class V>
 FUSEDRNN_INLINE V reciprocal(V b) {
   return 1 / b;

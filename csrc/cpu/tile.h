@@ -57,10 +57,11 @@ constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
 // The shape for many rows and one gate.
 constexpr TileShape kWideShape = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1];
 
-// Sums are made of parts over this many k: the rounding error of one long sum would grow with its length.
-constexpr int64_t kDepth = 128;
+// Sums are made of parts over about this many k, and of two where it is less: the rounding error of one long sum would
+// grow with its length.
+constexpr int64_t kDepth = 256, kShort = 128;
 
-constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;  // vectors of gates that use the same rows
+constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                // vectors of gates that use the same rows
 constexpr int64_t kFirstLevel = kManyRegisters ? 32 << 10 : 16 << 10;  // bytes of weights that stay there
 // Tiles of rows that pass a piece of the weights before their epilogue: with gate math, and where sums are only stored.
 constexpr int kTilesOfGates = kManyRegisters ? 4 : 8, kTilesOfSums = kManyRegisters ? 1 : 8;
@@ -170,8 +171,9 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
   constexpr int kTiles = Epilogue::kTiles;
   constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
-  constexpr int64_t fitting = kTiles > 1 && in_cache < kDepth ? in_cache : kDepth;
-  const int64_t pieces = p.K > 0 ? (p.K + fitting - 1) / fitting : 1;
+  const int64_t parts = p.K / kDepth + (p.K > kShort ? 1 : 0),
+                fitting = kTiles > 1 ? (p.K + in_cache - 1) / in_cache : 1;
+  const int64_t most = parts > fitting ? parts : fitting, pieces = most > 1 ? most : 1;
   // The prefetches of one sweep cover the panels that follow.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
   Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * p.stream),
