@@ -1,5 +1,6 @@
-// Where row b of step t lives. All tensors of a layer that have one row per step and batch entry (x, y, what is saved,
-// the gradients) share one numbering of rows, so that a matrix product over all steps needs no copy in any layout.
+// Where row b of step t lives. A tensor with one row per step and batch entry (x, y, what is saved, the gradients) is a
+// pointer and two strides, so that time-major, batch-first and any other layout are the same to a kernel; directions
+// differ in the order in which steps are run.
 #pragma once
 #include <cstdint>
 
@@ -7,17 +8,17 @@
 
 namespace fusedrnn {
 
-struct Sequence {
-  int64_t T, B;
-  bool batch_first;
-  bool reverse;  // steps are run from T-1 to 0; rows keep their place
+// The row of step t and entry b is at p + t step + b row.
+template <class P>
+struct Steps {
+  P* p;
+  int64_t step, row;
 
-  FUSEDRNN_INLINE int64_t rows() const { return T * B; }
-  // The step that is run as the k-th.
-  FUSEDRNN_INLINE int64_t step(int64_t k) const { return reverse ? T - 1 - k : k; }
-  FUSEDRNN_INLINE int64_t row(int64_t t, int64_t b) const { return batch_first ? b * T + t : t * B + b; }
-  // Distance between the rows of neighbouring batch entries in one step.
-  FUSEDRNN_INLINE int64_t batch_stride() const { return batch_first ? T : 1; }
+  FUSEDRNN_INLINE P* at(int64_t t, int64_t b = 0) const { return p + t * step + b * row; }
+  explicit operator bool() const { return p != nullptr; }
 };
+
+// The step that is run as the k-th.
+FUSEDRNN_INLINE int64_t step_of(int64_t k, int64_t steps, bool reverse) { return reverse ? steps - 1 - k : k; }
 
 }  // namespace fusedrnn

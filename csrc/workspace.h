@@ -27,7 +27,8 @@ class Pool {
       for (size_t i = 0; i < free_.size(); ++i) {
         const size_t size = size_of(free_[i]);
         // Not a block that is much too large: then both would be kept for a task that needs one.
-        if (size >= bytes && size <= bytes + bytes / 4 + kSmall && (best == free_.size() || size < size_of(free_[best])))
+        if (size >= bytes && size <= bytes + bytes / 4 + kSmall &&
+            (best == free_.size() || size < size_of(free_[best])))
           best = i;
       }
       if (best < free_.size()) {

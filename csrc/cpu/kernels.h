@@ -8,7 +8,7 @@
 #include <cstddef>
 #include <cstdint>
 
-#include "../inline.h"
+#include "../sequence.h"
 
 namespace fusedrnn {
 namespace cpu {
@@ -28,17 +28,7 @@ struct Runner {
   int threads;
 };
 
-// A tensor of one row per step and batch entry, in any layout: the row of step t and entry b is at p + t step + b row.
-template <class P>
-struct Steps {
-  P* p;
-  int64_t step, row;
-
-  FUSEDRNN_INLINE P* at(int64_t t, int64_t b = 0) const { return p + t * step + b * row; }
-  explicit operator bool() const { return p != nullptr; }
-};
-
-// The same, stored in a type that is known at run time. Strides are in elements.
+// Steps stored in a type that is known at run time. Strides are in elements.
 struct Stored {
   void* p;
   Type type;

@@ -96,9 +96,6 @@ FUSEDRNN_INLINE Rows<P> rows_of(const Steps<T>& all, int64_t t) {
   return {all ? all.at(t) : nullptr, all.row};
 }
 
-// The step that is run as the k-th.
-FUSEDRNN_INLINE int64_t step_of(int64_t k, int64_t steps, bool reverse) { return reverse ? steps - 1 - k : k; }
-
 // Where the states of forward are: h in two buffers that take turns, c in one.
 template <class Cell, class T>
 struct ForwardStates {

@@ -8,7 +8,6 @@ namespace {
 
 using cpu::Factor;
 using cpu::Runner;
-using cpu::Steps;
 using cpu::Stored;
 
 #if defined(__clang__) || __GNUC__ >= 12

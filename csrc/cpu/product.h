@@ -47,7 +47,7 @@ template <class T>
 constexpr int64_t kSlab = kWideShape.streams * kLanes<T>;
 template <class T>
 constexpr int64_t kOuterDepth = (32 << 10) / (kSlab<T> * int64_t(sizeof(T)));
-constexpr int64_t kSlabsWorthPacking = 6;
+constexpr int64_t kSlabsWorthPacking = 2;
 
 template <class T>
 static int64_t outer_panel(int64_t I) {

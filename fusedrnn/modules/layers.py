@@ -70,7 +70,7 @@ class _Layers(nn.RNNBase):
         return input.dim() == 3
 
     def _checked(self, run: Any, input: Tensor, hx: Any, embedding: Tensor | None) -> Any:
-        """run with batched input. What does not fit is refused further down, and only then looked for: nn.*'s errors."""
+        """run with batched input. What does not fit is refused further down, and only then looked for."""
         try:
             return run(input, hx, self._weights(), embedding=embedding, **self._options())
         except (RuntimeError, NotImplementedError):
