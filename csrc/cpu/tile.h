@@ -171,9 +171,8 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
   constexpr int kTiles = Epilogue::kTiles;
   constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
-  const int64_t parts = p.K / kDepth + (p.K > kShort ? 1 : 0),
-                fitting = kTiles > 1 ? (p.K + in_cache - 1) / in_cache : 1;
-  const int64_t most = parts > fitting ? parts : fitting, pieces = most > 1 ? most : 1;
+  const int64_t depth = kTiles > 1 && in_cache < kDepth ? in_cache : kDepth;
+  const int64_t cuts = (p.K + depth - 1) / depth, pieces = cuts > 1 ? cuts : p.K > kShort ? 2 : 1;
   // The prefetches of one sweep cover the panels that follow.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
   Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * p.stream),
