@@ -18,6 +18,18 @@ except ImportError as error:
 
 from . import functional, reference
 from ._build_info import VERSION as __version__
+from .memory import keep_memory
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
-__all__ = ["GRU", "LSTM", "RNN", "GRUCell", "LSTMCell", "RNNCell", "__version__", "functional", "reference"]
+__all__ = [
+    "GRU",
+    "LSTM",
+    "RNN",
+    "GRUCell",
+    "LSTMCell",
+    "RNNCell",
+    "__version__",
+    "functional",
+    "keep_memory",
+    "reference",
+]
