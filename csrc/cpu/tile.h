@@ -6,9 +6,9 @@
 // first-level cache, where the gate math picks them up: sharing one function between products and gate math made the
 // compiler spill accumulators.
 //
-// K is cut so that a piece of the weights stays in the first level while some tiles of rows pass, and their sums wait in
-// the scratch block. With 32 registers a tile is large enough to be fed from the second level where its sums are only
-// stored: then one tile passes at a time.
+// K is cut so that a piece of the weights stays in the first level while some tiles of rows pass, and their sums wait
+// in the scratch block. With 32 registers a tile is large enough to be fed from the second level where its sums are
+// only stored: then one tile passes at a time.
 #pragma once
 #include "simd.h"
 
