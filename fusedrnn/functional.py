@@ -286,7 +286,7 @@ def _checked(run: Callable[..., Any], x: Tensor, states: States, weights: Sequen
         return run(x, states, weights, *args)
     try:
         return run(x, states, weights, *args)
-    except (RuntimeError, NotImplementedError):
+    except RuntimeError:  # NotImplementedError is one
         _check_served(x, states, weights)
         raise
 

@@ -73,7 +73,7 @@ class _Layers(nn.RNNBase):
         """run with batched input. What does not fit is refused further down, and only then looked for."""
         try:
             return run(input, hx, self._weights(), embedding=embedding, **self._options())
-        except (RuntimeError, NotImplementedError):
+        except RuntimeError:  # NotImplementedError is one
             if not torch.compiler.is_compiling():
                 self._check(input, hx, embedding)
             raise
