@@ -1,5 +1,6 @@
 // The table of one instruction set. Included by the isa_*.cpp files alone, which differ in the flags that compile them.
 #pragma once
+#include "gradients.h"
 #include "loop.h"
 
 namespace fusedrnn {
@@ -81,10 +82,9 @@ static int64_t multiply_add(int64_t rounds, const Runner& runner) {
 
 template <class T>
 constexpr Kernels<T> kKernels = {
-    kLanes<T>,         packed_size<T>,     pack<T>,         pack_steps<T>,    pack_bias<T>,    copy<T>,
-    forward_states<T>, backward_states<T>, run_forward<T>,  run_recompute<T>, run_backward<T>, product<T>,
-    outer_scratch<T>,  outer_product<T>,   few_products<T>, column_sums<T>,   add_by_token<T>, run_activations<T>,
-    multiply_add<T>};
+    packed_size<T>,      pack<T>,         pack_rows_at<T>,  pack_bias<T>,       copy<T>,        forward_states<T>,
+    backward_states<T>,  run_forward<T>,  run_recompute<T>, run_backward<T>,    product<T>,     gradient_scratch<T>,
+    weight_gradients<T>, few_products<T>, add_by_token<T>,  run_activations<T>, multiply_add<T>};
 
 }  // namespace
 }  // namespace fusedrnn

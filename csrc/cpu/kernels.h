@@ -93,7 +93,7 @@ struct Backward {
   T* states;             // backward_states() values that live from call to call
 };
 
-// c[M, N] = a b, or c += a b with add.
+// c[M, N] = a b.
 template <class T>
 struct Gemm {
   int64_t M, N, K;
@@ -102,32 +102,41 @@ struct Gemm {
   const T* b;  // packed, one gate
   T* c;
   int64_t ldc;
-  bool add;
 };
 
-// out[N, I] = transpose(d[K, N]) a[K, I], or out += with add.
+// Some steps of a tensor, as rows: B of each step.
+struct Piece {
+  Stored rows;
+  int64_t t0, t1;
+};
+
+// The gradient of w_ih or w_hh: row gate[slot] H + unit of `out` is the sum over the rows of delta times features.
 template <class T>
-struct OuterProduct {
-  int64_t K, N, I;
-  const T* d;
+struct WeightGradient {
+  Piece pieces[2];  // the features, of N values: the rows of both, one after the other, belong to those of the deltas
+  int64_t N;
+  const int* gate;  // of each slot of the deltas, or -1 where it takes no part
+  T* out;           // or null
+};
+
+template <class T>
+struct WeightGradients {
+  int64_t K, B, H, slots;
+  const T* d;  // deltas: K rows of `slots` times H
   int64_t ldd;
-  const T* a;
-  int64_t lda;
-  T* out;
-  int64_t ldo;
-  bool add;
-  T* scratch;  // outer_scratch() values
+  WeightGradient<T> of[2];
+  T* sums;     // of the deltas over the rows, or null
+  bool add;    // to what is in the results
+  T* scratch;  // gradient_scratch() values, aligned to 64 bytes
 };
 
 template <class T>
 struct Kernels {
-  int64_t lanes;
   // Values of a packed factor of G gates, N units and K columns.
   int64_t (*packed_size)(int64_t G, int64_t N, int64_t K);
   void (*pack)(const Factor&, T* packed, const Runner&);
-  // Rows k0... of a factor of K rows and N columns, from steps t0 to t1 of a tensor.
-  void (*pack_steps)(const Stored&, int64_t t0, int64_t t1, int64_t B, int64_t N, int64_t K, int64_t k0, T* packed,
-                     const Runner&);
+  // Rows k... of a factor of K rows and N columns.
+  void (*pack_rows_at)(const Piece&, int64_t B, int64_t N, int64_t K, int64_t k, T* packed, const Runner&);
   void (*pack_bias)(const void* bias, Type, int64_t G, int64_t H, T* packed);
   // Rows of N values, from one layout and type to another.
   void (*copy)(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N, const Runner&);
@@ -137,12 +146,10 @@ struct Kernels {
   void (*recompute)(CellKind, const Recompute<T>&, const Runner&);
   void (*backward)(CellKind, const Backward<T>&, const Runner&);
   void (*product)(const Gemm<T>&, const Runner&);
-  int64_t (*outer_scratch)(int64_t K, int64_t I, int threads);
-  void (*outer_product)(const OuterProduct<T>&, const Runner&);
+  int64_t (*gradient_scratch)(int64_t K, int64_t N0, int64_t N1, int threads);
+  void (*weight_gradients)(const WeightGradients<T>&, const Runner&);
   // c[M, G N] = a[M, K] b^T for few rows and a factor that is read where it is (k_stride 1).
   void (*few_products)(const T* a, int64_t M, const Factor& b, T* c, int64_t ldc, const Runner&);
-  // out[n] (+)= sum of a[rows, n] over the rows, added in blocks so that the rounding error grows slowly.
-  void (*column_sums)(const T* a, int64_t rows, int64_t n, T* out, bool add, const Runner&);
   // out[tokens[t, b]] += the first n values of rows[t, b], in the order of the rows: the same for any number of
   // threads.
   void (*add_by_token)(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t t0, int64_t t1,

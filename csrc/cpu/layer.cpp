@@ -93,9 +93,8 @@ class Pass {
     k.pack_bias(bias, a.type, G, a.H, p);
     return p;
   }
-  void multiply(int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* b, T* c, int64_t ldc,
-                bool add = false) const {
-    k.product({M, N, K, A, lda, b, c, ldc, add}, runner);
+  void multiply(int64_t M, int64_t N, int64_t K, const T* A, int64_t lda, const T* b, T* c, int64_t ldc) const {
+    k.product({M, N, K, A, lda, b, c, ldc}, runner);
   }
 
   // A buffer for the rows of some steps, of which the step at time t0 comes first.
@@ -238,11 +237,24 @@ class BackwardPass : Pass<Cell, T> {
   const bool wants_w = a.dw_ih || a.dw_hh;
   int64_t steps;
   T *y_room, *c_room, *dy_room, *saved_room, *x_room = nullptr, *dx_room = nullptr;
-  T *delta, *by_token = nullptr, *features = nullptr, *scratch = nullptr, *sums = nullptr;
+  T *delta, *by_token = nullptr, *scratch = nullptr, *sums = nullptr;
   T *w_ih = nullptr, *w_hh = nullptr;                                                  // packed for the gradients
   T *again_ih = nullptr, *again_hh = nullptr, *again_h = nullptr, *again_c = nullptr;  // for computing gates again
   T *dw_ih, *dw_hh;
   Backward<T> f{};
+
+  // Which gate of w_ih and of w_hh a slot of delta belongs to.
+  struct Gates {
+    int ih[D], hh[D];
+    constexpr Gates() : ih{}, hh{} {
+      for (int slot = 0; slot < D; ++slot) {
+        const int recurrent = slot - Cell::kRecurrentDelta;
+        ih[slot] = slot < G ? Cell::kInputGate[slot] : -1;
+        hh[slot] = recurrent >= 0 && recurrent < G ? recurrent : -1;
+      }
+    }
+  };
+  static constexpr Gates kGateOf{};
 
  public:
   BackwardPass(const LayerBackward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena)
@@ -250,7 +262,7 @@ class BackwardPass : Pass<Cell, T> {
     const int64_t fitting = std::max<int64_t>(1, kGradientRows / std::max<int64_t>(1, a.B));
     const int64_t chunks = std::max<int64_t>(1, (a.T + fitting - 1) / fitting);
     steps = (a.T + chunks - 1) / chunks;
-    const int64_t rows = steps * a.B, columns = std::max(a.I, a.H);
+    const int64_t rows = steps * a.B;
     const auto take = [&](int64_t n) { return arena.template take<T>(n); };
     y_room = P::room(a.y, steps + 1, a.B, a.H, true);
     c_room = P::room(a.c, steps + 1, a.B, a.H, true);
@@ -258,14 +270,14 @@ class BackwardPass : Pass<Cell, T> {
     saved_room =
         recomputes ? take(rows * slots<Cell, T> * a.H) : P::room(a.saved, steps, a.B, Cell::kSaved * a.H, true);
     delta = take((steps + 1) * a.B * width);
-    if (!a.tokens && (recomputes || wants_w)) x_room = P::room(a.x, steps, a.B, a.I, false);
+    if (!a.tokens && recomputes) x_room = P::room(a.x, steps, a.B, a.I, false);
     if (!a.tokens && a.dx.p) dx_room = P::room(a.dx, steps, a.B, a.I, false);
     if (a.tokens && (a.dx.p || wants_w)) by_token = take(a.V * gates);
-    if (wants_w) {
-      if (!y_dense()) features = take(rows * a.H);
-      scratch = take(k.outer_scratch(a.tokens ? std::max(rows, a.V) : rows, columns, runner.threads));
-    }
     if (a.db_ih || a.db_hh) sums = take(width);
+    if (wants_w || sums) {
+      const int64_t of_table = a.tokens ? k.gradient_scratch(a.V, a.I, 0, runner.threads) : 0;
+      scratch = take(std::max(of_table, k.gradient_scratch(rows, a.tokens ? 0 : a.I, a.H, runner.threads)));
+    }
     dw_ih = P::result(a.dw_ih, gates, a.I), dw_hh = P::result(a.dw_hh, gates, a.H);
   }
 
@@ -319,10 +331,6 @@ class BackwardPass : Pass<Cell, T> {
     const int64_t rows = c.steps() * a.B;
     const T* d = f.delta.at(c.t0);
     const bool first = c.k1 == a.T;  // of the chunks that are added up
-    if (sums) {
-      const Timed timed(kBiasGradient);
-      k.column_sums(d, rows, width, sums, !first, runner);
-    }
     if (by_token) {
       const Timed timed(kInputGradient);
       k.add_by_token({f.delta.p, f.delta.step, f.delta.row}, a.tokens, c.t0, c.t1, a.B, gates, by_token, runner);
@@ -332,19 +340,19 @@ class BackwardPass : Pass<Cell, T> {
       P::multiply(rows, a.I, gates, d, width, w_ih, to.as<T>().at(c.t0), a.I);
       if (dx_room) k.copy(to, a.dx, c.t0, c.t1, a.B, a.I, runner);
     }
-    if (!wants_w) return;
+    if (rows == 0 || (!wants_w && !sums)) return;
     const Timed timed(kWeightGradient);
-    if (!a.tokens) {
-      const Steps<const T> x = recomputes && x_room ? P::buffer(x_room, c.t0, a.B, a.I).template as<const T>()
-                                                    : P::staged(a.x, c.t0, c.t1, a.B, a.I, x_room);
-      input_weights(d, width, x.at(c.t0), rows, !first);
-    }
-    recurrent_weights(c, d + Cell::kRecurrentDelta * a.H, !first);
+    WeightGradient<T> input{};
+    if (!a.tokens) input = {{{a.x, c.t0, c.t1}}, a.I, kGateOf.ih, dw_ih};
+    k.weight_gradients({rows, a.B, a.H, D, d, width, {input, recurrent_weights(c)}, sums, !first, scratch}, runner);
   }
 
-  // out[n, I] (+)= transpose(deltas[rows, n]) features[rows, I].
-  void outer(const T* d, int64_t ld, int64_t n, const T* x, int64_t I, int64_t rows, T* out, bool add) {
-    k.outer_product({rows, n, I, d, ld, x, I, out, I, add, scratch}, runner);
+  // The features are the states that the steps of a chunk began with: those of y a step earlier, or h0.
+  WeightGradient<T> recurrent_weights(const Chunk& c) const {
+    const bool starts = c.k0 == 0;
+    const Piece start{{const_cast<void*>(a.h0), a.type, 0, a.H}, 0, starts};
+    const Piece rest = a.reverse ? Piece{a.y, c.t0 + 1, c.t1 + 1 - starts} : Piece{a.y, c.t0 - 1 + starts, c.t1 - 1};
+    return {{a.reverse ? rest : start, a.reverse ? start : rest}, a.H, kGateOf.hh, dw_hh};
   }
 
   // Calls f(slot, gate, count) for each run of slots of delta that are neighbouring gates of the input side too.
@@ -357,38 +365,14 @@ class BackwardPass : Pass<Cell, T> {
     }
   }
 
-  void input_weights(const T* d, int64_t ld, const T* x, int64_t rows, bool add) {
-    input_gate_runs([&](int slot, int gate, int count) {
-      outer(d + slot * a.H, ld, count * a.H, x, a.I, rows, dw_ih + gate * a.H * a.I, add);
-    });
-  }
-
   // w_ih for dx = delta w_ih: its gates in the order of delta's slots.
   void pack_w_ih() {
     const Timed timed(kPack);
     w_ih = arena.template take<T>(k.packed_size(1, a.I, gates));
     input_gate_runs([&](int slot, int gate, int count) {
-      const Stored rows{const_cast<void*>(a.w_ih), a.type, 0, a.I};
-      Stored from = rows;
-      from.p = static_cast<char*>(from.p) + gate * a.H * a.I * size_of(a.type);
-      k.pack_steps(from, 0, 1, count * a.H, a.I, gates, slot * a.H, w_ih, runner);
+      char* rows = static_cast<char*>(const_cast<void*>(a.w_ih)) + gate * a.H * a.I * size_of(a.type);
+      k.pack_rows_at({{rows, a.type, 0, a.I}, 0, 1}, count * a.H, a.I, gates, slot * a.H, w_ih, runner);
     });
-  }
-
-  bool y_dense() const { return native && a.y.row == a.H && a.y.step == a.B * a.H; }
-
-  // With the states that the steps of a chunk began with: those of y a step earlier, or h0.
-  void recurrent_weights(const Chunk& c, const T* d, bool add) {
-    const int64_t rows = c.steps() * a.B;
-    if (!y_dense()) {
-      states_before(c, a.y, a.h0, features);
-      return outer(d, width, gates, features, a.H, rows, dw_hh, add);
-    }
-    const bool starts = c.k0 == 0;
-    const int64_t t0 = a.reverse ? c.t0 + 1 : c.t0 - 1 + starts, rest = rows - starts * a.B;
-    const T* y = a.y.as<const T>().at(t0);
-    if (rest > 0) outer(a.reverse || !starts ? d : d + a.B * width, width, gates, y, a.H, rest, dw_hh, add);
-    if (starts) outer(a.reverse ? d + rest * width : d, width, gates, f.h0, a.H, a.B, dw_hh, add || rest > 0);
   }
 
   // ---- gates that were not saved
@@ -448,14 +432,17 @@ class BackwardPass : Pass<Cell, T> {
       P::multiply(a.V, a.I, gates, by_token, gates, w_ih, dx, a.I);
       P::finish(dx, a.dx.p, a.type, a.V, a.I);
     }
-    if (!wants_w) return;
-    input_weights(by_token, gates, P::dense(a.x.p, a.type, a.V, a.I), a.V, false);
+    if (!dw_ih) return;
+    const Timed timed(kWeightGradient);
+    const Stored table{a.x.p, a.type, 0, a.I};
+    const WeightGradient<T> input{{{table, 0, 1}}, a.I, kGateOf.ih, dw_ih};
+    k.weight_gradients({a.V, a.V, a.H, G, by_token, gates, {input}, nullptr, false, scratch}, runner);
   }
 
   void finish() {
     P::finish(f.dh0, a.dh0, a.type, a.B, a.H);
     P::finish(f.dc0, a.dc0, a.type, a.B, a.H);
-    if (a.T == 0) {
+    if (a.T * a.B == 0) {
       if (wants_w) std::fill_n(dw_ih, gates * a.I, T(0)), std::fill_n(dw_hh, gates * a.H, T(0));
       if (sums) std::fill_n(sums, width, T(0));
     }

@@ -55,8 +55,7 @@ enum Phase {
   kLoop,
   kRecompute,
   kInputGradient,
-  kWeightGradient,
-  kBiasGradient,
+  kWeightGradient,  // and those of the biases
   kCopy,
   kWhole,
   kPhases

@@ -151,9 +151,7 @@ static void recompute(const Recompute<T>& a, const Runner& runner) {
                                   {},  {},           {}, {},     {a.x, a.ldx}};
   const int64_t shares = a.rows < runner.threads ? a.rows : runner.threads;
   for_each(shares, true, runner, [&](int64_t s) {
-    // Rows that stay in the second-level cache while all panels pass.
-    const Blocks parts(a.rows * s / shares, a.rows * (s + 1) / shares,
-                       int(kRowBytes / (int64_t(sizeof(T)) * (a.H + 1)) + kLeastRows));
+    const Blocks parts(a.rows * s / shares, a.rows * (s + 1) / shares, rows_in_cache<T>(a.H));
     for (int64_t i = 0; i < parts.count; ++i)
       sweep<T, G>(packed_product<T, G>(a.h, a.ldh, a.weights, a.H, a.b_hh), parts.begin(i), parts.begin(i + 1), 0,
                   panels<T>(a.H), step);
@@ -207,7 +205,7 @@ static void recurrent_gradient(const Backward<T>& a, const T* tail, int64_t k, c
     p.K = K;
     return sweep<T, 1>(p, s.r0, s.r1, s.t0, s.t1, epilogue);
   }
-  const Product<T> p{delta, a.delta.row, static_cast<const T*>(a.w_hh.p), a.w_hh.k_stride, kLanes<T>, K, nullptr};
+  const Product<T> p{delta, a.delta.row, static_cast<const T*>(a.w_hh.p), a.w_hh.k_stride, kLanes<T>, K, nullptr, 0};
   sweep<T, 1>(p, s.r0, s.r1, s.t0, s.t1 < full ? s.t1 : full, epilogue);
   if (s.t1 <= full) return;
   auto last = packed_product<T, 1>(delta, a.delta.row, tail, K, nullptr);
@@ -221,7 +219,7 @@ static void backward(const Backward<T>& a, const Runner& runner) {
   const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
   const BackwardStates<Cell, T> at(a.states, B, H);
   if (!a.weights && H % L && a.last == a.steps)
-    pack_columns(static_cast<const T*>(a.w_hh.p) + H / L * L, a.w_hh.k_stride, G * H, H % L, at.tail);
+    pack_columns(static_cast<const T*>(a.w_hh.p) + H / L * L, a.w_hh.k_stride, G * H, H % L, at.tail, 0);
   const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, G * Hp * H * int64_t(sizeof(T)), runner.threads);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
     if (a.last == a.steps) {

@@ -7,6 +7,7 @@ namespace fusedrnn {
 namespace {
 
 using cpu::Factor;
+using cpu::Piece;
 using cpu::Runner;
 using cpu::Stored;
 
@@ -120,10 +121,23 @@ static void pack_rows(const Factor& w, int64_t tile, T* panel) {
     }
 }
 
-// One panel of some rows of w[K][N] for x w: panel[k][lane] = w[k][unit].
+// Panels side by side that are packed together: whole cache lines of each row, and fewer visits to each page.
+constexpr int64_t kPanelsTogether = 4;
+template <class T>
+static int64_t panel_groups(int64_t N) {
+  return (panels<T>(N) + kPanelsTogether - 1) / kPanelsTogether;
+}
+
+// Some rows and up to kPanelsTogether panels of w[K][N] for x w: panel[k][lane] = w[k][unit].
 template <class T, class S>
-static void pack_columns(const S* w, int64_t ldw, int64_t rows, int64_t valid, T* panel) {
-  for (int64_t k = 0; k < rows; ++k) store(panel + k * kLanes<T>, load_as<T>(w + k * ldw, valid));
+static void pack_columns(const S* w, int64_t ldw, int64_t rows, int64_t valid, T* panel, int64_t panel_size) {
+  constexpr int64_t L = kLanes<T>, kWide = kPanelsTogether * L;
+  for (int64_t k = 0; k < rows; ++k, w += ldw, panel += L)
+    if (valid >= kWide) {
+      FUSEDRNN_EACH(i, kPanelsTogether) store(panel + i * panel_size, load_as<T>(w + i * L, L));
+    } else {
+      for (int64_t j = 0; j < valid; j += L) store(panel + j / L * panel_size, load_as<T>(w + j, valid - j));
+    }
 }
 
 template <class T>
@@ -132,10 +146,14 @@ static void pack(const Factor& w, T* packed, const Runner& runner) {
   const int64_t panel = w.G * w.K * L, tiles = panels<T>(w.N);
   with_type<T>(w.type, [&](auto zero) {
     using S = decltype(zero);
-    for_each(tiles, tiles * panel * int64_t(sizeof(T)) > kWorthSharingBytes, runner, [&](int64_t t) {
-      if (w.k_stride != 1)
-        pack_columns(static_cast<const S*>(w.p) + t * L, w.k_stride, w.K, w.N - t * L, packed + t * panel);
-      else if (w.G == 1)
+    const bool parallel = tiles * panel * int64_t(sizeof(T)) > kWorthSharingBytes;
+    if (w.k_stride != 1)
+      return for_each(panel_groups<T>(w.N), parallel, runner, [&](int64_t group) {
+        const int64_t t = group * kPanelsTogether;
+        pack_columns(static_cast<const S*>(w.p) + t * L, w.k_stride, w.K, w.N - t * L, packed + t * panel, panel);
+      });
+    for_each(tiles, parallel, runner, [&](int64_t t) {
+      if (w.G == 1)
         pack_rows<T, 1, S>(w, t, packed + t * panel);
       else if (w.G == 3)
         pack_rows<T, 3, S>(w, t, packed + t * panel);
@@ -145,18 +163,30 @@ static void pack(const Factor& w, T* packed, const Runner& runner) {
   });
 }
 
+// Rows k... of K rows of a factor of N columns: one group of panels of them. Null reads as zero.
 template <class T>
-static void pack_steps(const Stored& rows, int64_t t0, int64_t t1, int64_t B, int64_t N, int64_t K, int64_t k0,
-                       T* packed, const Runner& runner) {
+static void pack_piece(const Piece& piece, int64_t B, int64_t N, int64_t group, int64_t K, int64_t k, T* packed) {
   constexpr int L = kLanes<T>;
-  with_type<T>(rows.type, [&](auto zero) {
-    const auto from = rows.as<const decltype(zero)>();
-    const int64_t bytes = (t1 - t0) * B * N * int64_t(sizeof(T));
-    for_each(panels<T>(N), bytes > kWorthSharingBytes, runner, [&](int64_t tile) {
-      T* to = packed + (tile * K + k0) * L;
-      for (int64_t t = t0; t < t1; ++t, to += B * L) pack_columns(from.at(t) + tile * L, from.row, B, N - tile * L, to);
-    });
+  const int64_t tile = group * kPanelsTogether;
+  T* to = packed + (tile * K + k) * L;
+  if (!piece.rows.p) {
+    for (int64_t i = 0; i < kPanelsTogether && tile + i < panels<T>(N); ++i)
+      for (int64_t j = 0; j < (piece.t1 - piece.t0) * B * L; ++j) to[i * K * L + j] = T(0);
+    return;
+  }
+  with_type<T>(piece.rows.type, [&](auto zero) {
+    const auto from = piece.rows.as<const decltype(zero)>();
+    for (int64_t t = piece.t0; t < piece.t1; ++t, to += B * L)
+      pack_columns(from.at(t) + tile * L, from.row, B, N - tile * L, to, K * L);
   });
+}
+
+template <class T>
+static void pack_rows_at(const Piece& piece, int64_t B, int64_t N, int64_t K, int64_t k, T* packed,
+                         const Runner& runner) {
+  const int64_t bytes = (piece.t1 - piece.t0) * B * N * int64_t(sizeof(T));
+  for_each(panel_groups<T>(N), bytes > kWorthSharingBytes, runner,
+           [&](int64_t group) { pack_piece(piece, B, N, group, K, k, packed); });
 }
 
 // bias[G * H], or null for zeros, as [tile][g][lane].

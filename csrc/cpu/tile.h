@@ -68,19 +68,20 @@ constexpr int kTilesOfGates = kManyRegisters ? 4 : 8, kTilesOfSums = kManyRegist
 
 template <class T>
 struct Product {
-  const T* a;            // rows of the left factor
-  int64_t lda;           // from row to row
+  const T* a;            // rows of the left factor; or its tiles, one after the other, by columns
+  int64_t lda;           // from row to row; K where it is by columns
   const T* weights;      // streams of kWidth<G> * kLanes values for each k
   int64_t step, stream;  // from k to k, from stream to stream
   int64_t K;
   const T* bias;  // panels of G * kLanes that the sums start from, or null for 0
+  int64_t k0;     // where K begins in a left factor by columns
 };
 
 // The product with a packed factor of G gates and K columns.
 template <class T, int G>
 FUSEDRNN_INLINE Product<T> packed_product(const T* a, int64_t lda, const T* weights, int64_t K, const T* bias) {
   constexpr int64_t step = kWidth<G> * kLanes<T>;
-  return {a, lda, weights, step, step * K, K, bias};
+  return {a, lda, weights, step, step * K, K, bias, 0};
 }
 
 // Prefetches that walk through the weights that come next while those of now are used.
@@ -97,12 +98,12 @@ struct Start {
 };
 
 // out[R][S][W][kLanes] = a[R][K] * weights + start; rows of out are `stride` apart, streams of weights `stream`, their
-// steps `step`. Transposed: rows of a are columns in memory, where lda leads from k to k.
-template <class T, int R, int S, int W, bool Transposed>
+// steps `step`. ByColumns: rows of a are columns in memory, where lda leads from k to k.
+template <class T, int R, int S, int W, bool ByColumns>
 __attribute__((noinline)) static void multiply_tile(const T* a, int64_t lda, const T* w, int64_t step, int64_t stream,
                                                     int64_t K, Start<T> start, T* out, int64_t stride, Ahead ahead) {
   constexpr int L = kLanes<T>, N = S * W;
-  const auto at = [&](int r, int64_t k) { return Transposed ? a[k * lda + r] : a[r * lda + k]; };
+  const auto at = [&](int r, int64_t k) { return ByColumns ? a[k * lda + r] : a[r * lda + k]; };
   Vec<T> acc[R][N];
   FUSEDRNN_EACH(r, R) FUSEDRNN_EACH(n, N) acc[r][n] = Vec<T>{};
 #if !defined(__clang__)
@@ -161,7 +162,7 @@ struct Blocks {
 };
 
 // All rows of `units` panels from `tile` on.
-template <class T, int G, int R, int S, class Epilogue>
+template <class T, int G, int R, int S, bool ByColumns, class Epilogue>
 FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64_t tile, int units, bool last, T* out,
                                 const Epilogue& epilogue) {
   constexpr int L = kLanes<T>, W = kWidth<G>;
@@ -173,8 +174,9 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
   const int64_t depth = kTiles > 1 && in_cache < kDepth ? in_cache : kDepth;
   const int64_t cuts = (p.K + depth - 1) / depth, pieces = cuts > 1 ? cuts : p.K > kShort ? 2 : 1;
-  // The prefetches of one sweep cover the panels that follow.
+  // The prefetches of one sweep cover the panels that follow, where they are packed.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
+  last = last || p.step != W * L;
   Ahead ahead{reinterpret_cast<const char*>(last ? weights : weights + streams * p.stream),
               last ? 0 : (int64_t(sizeof(T)) * units * G * L + calls - 1) / calls};
   for (int64_t i0 = 0; i0 < blocks.count; i0 += kTiles) {
@@ -189,9 +191,11 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
           with_rows<R>(blocks.height(i), [&](auto height) {
             T* to = out + (r - r0) * stride + s * W * L;
             const Start<T> start = piece > 0 ? Start<T>{to, stride} : Start<T>{bias ? bias + s * W * L : bias, 0};
-            multiply_tile<T, height.value, count.value, W, false>(p.a + r * p.lda + k0, p.lda,
-                                                                  weights + s * p.stream + k0 * p.step, p.step,
-                                                                  p.stream, k1 - k0, start, to, stride, ahead);
+            constexpr int h = height.value;
+            const T* a = p.a + r * p.lda + (ByColumns ? (p.k0 + k0) * h : k0);
+            multiply_tile<T, h, count.value, W, ByColumns>(a, ByColumns ? h : p.lda,
+                                                           weights + s * p.stream + k0 * p.step, p.step, p.stream,
+                                                           k1 - k0, start, to, stride, ahead);
           });
           ahead.p += ahead.step * (k1 - k0);
         }
@@ -202,26 +206,40 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   }
 }
 
-template <class T, int G, int I, class Epilogue>
+// The first shape that serves a number of rows.
+template <int W>
+constexpr int shape_for(int64_t rows) {
+  int i = 0;
+  while (rows > kShapes<W>[i].most_rows) ++i;
+  return i;
+}
+
+// Where sweep() cuts the rows.
+template <class T, int G>
+static Blocks tiles_of(int64_t r0, int64_t r1) {
+  return Blocks(r0, r1, kShapes<kWidth<G>>[shape_for<kWidth<G>>(r1 - r0)].rows);
+}
+
+template <class T, int G, int I, bool ByColumns, class Epilogue>
 FUSEDRNN_INLINE void sweep_shape(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1,
                                  const Epilogue& epilogue) {
   constexpr int W = kWidth<G>;
   constexpr TileShape shape = kShapes<W>[I];
   if constexpr (shape.most_rows != kAnyRows)
-    if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1>(p, r0, r1, t0, t1, epilogue);
+    if (r1 - r0 > shape.most_rows) return sweep_shape<T, G, I + 1, ByColumns>(p, r0, r1, t0, t1, epilogue);
   constexpr int vectors = shape.streams * W > kVectorsAtATime ? shape.streams * W : kVectorsAtATime;
   constexpr int units = vectors / G > 1 ? vectors / G : 1;
   alignas(64) T out[Epilogue::kTiles * shape.rows * units * G * kLanes<T>];
   const Blocks blocks(r0, r1, shape.rows);
   for (int64_t t = t0; t < t1; t += units)
-    sweep_rows<T, G, shape.rows, shape.streams>(p, blocks, t, int(t1 - t < units ? t1 - t : units), t + units >= t1,
-                                                out, epilogue);
+    sweep_rows<T, G, shape.rows, shape.streams, ByColumns>(p, blocks, t, int(t1 - t < units ? t1 - t : units),
+                                                           t + units >= t1, out, epilogue);
 }
 
 // epilogue(rows, panels) for rows r0..r1 and panels t0..t1.
-template <class T, int G, class Epilogue>
+template <class T, int G, bool ByColumns = false, class Epilogue>
 static void sweep(const Product<T>& p, int64_t r0, int64_t r1, int64_t t0, int64_t t1, const Epilogue& epilogue) {
-  if (r0 < r1) sweep_shape<T, G, 0>(p, r0, r1, t0, t1, epilogue);
+  if (r0 < r1) sweep_shape<T, G, 0, ByColumns>(p, r0, r1, t0, t1, epilogue);
 }
 
 }  // namespace

@@ -21,7 +21,6 @@ NAMES = (
     "recompute",
     "input gradient",
     "weight gradient",
-    "bias gradient",
     "copy",
     "whole",
 )

@@ -1,0 +1,140 @@
+// The gradients of weights and biases: sums over the rows of a sequence of outer products of deltas and features, and
+// of deltas alone.
+//
+// As a product, the deltas of one unit are a row of it and the features, packed, its panels; so it runs on the same
+// tile as the others, and each value of the result is written once. Every thread takes some units of each gate, and
+// packs their deltas by tiles, as many as stay in the second-level cache while all panels pass, once for both weights
+// and the bias.
+#pragma once
+#include "product.h"
+
+namespace fusedrnn {
+namespace {
+
+using cpu::WeightGradient;
+using cpu::WeightGradients;
+
+template <class T>
+static int64_t delta_scratch(int64_t K) {
+  return rows_in_cache<T>(K) * K + kLanes<T>;
+}
+
+template <class T>
+static int64_t gradient_scratch(int64_t K, int64_t N0, int64_t N1, int threads) {
+  return packed_size<T>(1, N0, K) + packed_size<T>(1, N1, K) + threads * delta_scratch<T>(K);
+}
+
+// Deltas of columns c0 + unit by tiles, as sweep() reads a left factor by columns, and their sums over k. Some rows at
+// a time: all of them may fall into the same few sets of the first-level cache.
+template <class T>
+static void pack_deltas(const WeightGradients<T>& g, int64_t c0, const Blocks& tiles, T* out) {
+  constexpr int64_t L = kLanes<T>, kVectors = (kWideShape.rows + L - 1) / L, kRows = 16;
+  for (int64_t k0 = 0; k0 < g.K; k0 += kRows) {
+    const int64_t k1 = k0 + kRows < g.K ? k0 + kRows : g.K;
+    for (int64_t i = 0; i < tiles.count; ++i) {
+      const int64_t c = c0 + tiles.begin(i);
+      const int height = tiles.height(i);
+      const T* from = g.d + k0 * g.ldd + c;
+      T* to = out + tiles.begin(i) * g.K + k0 * height;
+      Vec<T> sum[kVectors] = {};
+      for (int64_t k = k0; k < k1; ++k, from += g.ldd, to += height) FUSEDRNN_EACH(j, kVectors) {
+          const Vec<T> v = load_up_to(from + j * L, height - j * L);
+          sum[j] += v;
+          // What a whole vector has too much is overwritten by the rows that follow, but not the tile after them.
+          store_up_to(to + j * L, v, (g.K - k) * height - j * L);
+        }
+      if (!g.sums) continue;
+      for (int64_t j = 0; j < height; j += L) {
+        T* total = g.sums + c + j;
+        if (k0 > 0 || g.add) sum[j / L] += load_up_to(total, height - j);
+        store_up_to(total, sum[j / L], height - j);
+      }
+    }
+  }
+}
+
+// Whether features are read where they are. Packing whole rows as short as these would cost more than it saves; rows
+// that are longer share too few sets of the caches, and vectors that cross the end of a row could leave the tensor.
+constexpr int64_t kShortRowBytes = 512;
+template <class T>
+static bool in_place(const WeightGradient<T>& w, int64_t B) {
+  bool fits = w.N % kLanes<T> == 0 && w.N * int64_t(sizeof(T)) <= kShortRowBytes;
+  for (const cpu::Piece& piece : w.pieces) {
+    const Stored& s = piece.rows;
+    const bool even = B == 1 || piece.t1 - piece.t0 <= 1 || s.step == B * s.row;
+    if (piece.t1 > piece.t0) fits = fits && s.p && s.type == cpu::kTypeOf<T> && s.row == w.N && even;
+  }
+  return fits;
+}
+
+template <class T>
+static void add_products(const WeightGradients<T>& g, const WeightGradient<T>& w, const T* packed, const T* deltas,
+                         int64_t units, const StoreProduct<T>& to) {
+  auto p = packed_product<T, 1>(deltas, g.K, packed, g.K, nullptr);
+  if (packed) return sweep<T, 1, true>(p, 0, units, 0, panels<T>(w.N), to);
+  StoreProduct<T> store = to;
+  for (const cpu::Piece& piece : w.pieces) {
+    p.K = (piece.t1 - piece.t0) * g.B;
+    if (p.K == 0) continue;
+    const Steps<const T> rows = piece.rows.as<const T>();
+    p.weights = rows.at(piece.t0), p.step = g.B == 1 ? rows.step : rows.row, p.stream = kLanes<T>;
+    sweep<T, 1, true>(p, 0, units, 0, panels<T>(w.N), store);
+    p.k0 += p.K;
+    store.add = true;
+  }
+}
+
+// The rows that belong to units u0..u1 of one gate of the deltas.
+template <class T>
+static void unit_gradients(const WeightGradients<T>& g, const T* const (&features)[2], int64_t slot, int64_t u0,
+                           int64_t u1, T* scratch) {
+  const Blocks parts(u0, u1, rows_in_cache<T>(g.K));
+  for (int64_t i = 0; i < parts.count; ++i) {
+    const int64_t unit = parts.begin(i), units = parts.height(i);
+    pack_deltas(g, slot * g.H + unit, tiles_of<T, 1>(0, units), scratch);
+    for (int w = 0; w < 2; ++w) {
+      const WeightGradient<T>& to = g.of[w];
+      if (!to.out || to.gate[slot] < 0) continue;
+      const StoreProduct<T> store{{to.out + (to.gate[slot] * g.H + unit) * to.N, to.N}, to.N, g.add};
+      add_products(g, to, features[w], scratch, units, store);
+    }
+  }
+}
+
+template <class T>
+static void pack_features(const WeightGradients<T>& g, T* const (&packed)[2], bool alone, const Runner& runner) {
+  const auto groups = [&](int w) { return g.of[w].out && packed[w] ? panel_groups<T>(g.of[w].N) : 0; };
+  if (groups(0) + groups(1) == 0) return;
+  for_each(groups(0) + groups(1), !alone, runner, [&](int64_t group) {
+    const int w = group >= groups(0);
+    int64_t k = 0;
+    for (const cpu::Piece& piece : g.of[w].pieces) {
+      pack_piece(piece, g.B, g.of[w].N, group - w * groups(0), g.K, k, packed[w]);
+      k += (piece.t1 - piece.t0) * g.B;
+    }
+  });
+}
+
+template <class T>
+static void weight_gradients(const WeightGradients<T>& g, const Runner& runner) {
+  const int64_t columns = (g.of[0].out ? g.of[0].N : 0) + (g.of[1].out ? g.of[1].N : 0);
+  const bool alone = 2.0 * double(columns + 1) * double(g.slots * g.H) * double(g.K) < kWorthSharing;
+  T *packed[2], *next = g.scratch;
+  for (int w = 0; w < 2; ++w) {
+    packed[w] = in_place(g.of[w], g.B) ? nullptr : next;
+    next += packed_size<T>(1, g.of[w].N, g.K);
+  }
+  T* const deltas = next;
+  pack_features(g, packed, alone, runner);
+  const T* const features[2] = {packed[0], packed[1]};
+  const int64_t units = (g.H + kWideShape.rows - 1) / kWideShape.rows;
+  const int64_t shares = alone ? 1 : units < runner.threads ? units : runner.threads;
+  for_each(shares, shares > 1, runner, [&](int64_t s) {
+    T* scratch = deltas + s * delta_scratch<T>(g.K);
+    for (int64_t slot = 0; slot < g.slots; ++slot)
+      unit_gradients(g, features, slot, g.H * s / shares, g.H * (s + 1) / shares, scratch);
+  });
+}
+
+}  // namespace
+}  // namespace fusedrnn
