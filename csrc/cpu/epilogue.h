@@ -149,8 +149,8 @@ struct BackwardStep {
   }
 };
 
-// c = product, or c += product.
-template <class T>
+// c = product, or c += product, of G gates of N columns.
+template <class T, int G = 1>
 struct StoreProduct {
   static constexpr int kTiles = kTilesOfSums;
 
@@ -162,12 +162,13 @@ struct StoreProduct {
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
     const int64_t column = tile * kLanes<T>, valid = N - column;
-    for (int i = 0; i < rows; ++i) {
-      T* to = c.at(row + i, column);
-      Vec<T> v = load(product + i * stride);
-      if (add) v += load_up_to(to, valid);
-      store_up_to(to, v, valid);
-    }
+    for (int i = 0; i < rows; ++i)
+      for (int g = 0; g < G; ++g) {
+        T* to = c.at(row + i, g * N + column);
+        Vec<T> v = load(product + i * stride + g * kLanes<T>);
+        if (add) v += load_up_to(to, valid);
+        store_up_to(to, v, valid);
+      }
   }
 };
 

@@ -36,6 +36,11 @@ static int64_t backward_states(CellKind kind, int64_t B, int64_t H) {
 }
 
 template <class T>
+static void run_project(CellKind kind, const Projection<T>& a, const Runner& runner) {
+  with_cell(kind, [&](auto cell) { project<decltype(cell), T>(a, runner); });
+}
+
+template <class T>
 static void run_forward(CellKind kind, const Forward<T>& a, const Runner& runner) {
   with_cell(kind, [&](auto cell) { forward<decltype(cell), T>(a, runner); });
 }
@@ -81,10 +86,24 @@ static int64_t multiply_add(int64_t rounds, const Runner& runner) {
 }
 
 template <class T>
-constexpr Kernels<T> kKernels = {
-    packed_size<T>,      pack<T>,         pack_rows_at<T>,  pack_bias<T>,       copy<T>,        forward_states<T>,
-    backward_states<T>,  run_forward<T>,  run_recompute<T>, run_backward<T>,    product<T>,     gradient_scratch<T>,
-    weight_gradients<T>, few_products<T>, add_by_token<T>,  run_activations<T>, multiply_add<T>};
+constexpr Kernels<T> kKernels = {packed_size<T>,
+                                 pack<T>,
+                                 pack_rows_at<T>,
+                                 pack_bias<T>,
+                                 copy<T>,
+                                 forward_states<T>,
+                                 backward_states<T>,
+                                 run_project<T>,
+                                 run_forward<T>,
+                                 run_recompute<T>,
+                                 run_backward<T>,
+                                 product<T>,
+                                 gradient_scratch<T>,
+                                 weight_gradients<T>,
+                                 few_products<T>,
+                                 add_by_token<T>,
+                                 run_activations<T>,
+                                 multiply_add<T>};
 
 }  // namespace
 }  // namespace fusedrnn

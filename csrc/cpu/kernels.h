@@ -66,6 +66,15 @@ struct Forward {
   T* states;             // forward_states() values that live from call to call, aligned to 64 bytes
 };
 
+// w_ih x for the same steps, rows and units as each thread works on in the time loop.
+template <class T>
+struct Projection {
+  int64_t t0, t1, B, I, H;
+  Steps<const T> x;
+  const T* weights;  // packed w_ih of all gates
+  Steps<T> to;
+};
+
 // What backward needs of steps t0 to t1, computed again from the states that the steps began with.
 template <class T>
 struct Recompute {
@@ -142,6 +151,7 @@ struct Kernels {
   void (*copy)(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N, const Runner&);
   int64_t (*forward_states)(CellKind, int64_t B, int64_t H);
   int64_t (*backward_states)(CellKind, int64_t B, int64_t H);
+  void (*project)(CellKind, const Projection<T>&, const Runner&);
   void (*forward)(CellKind, const Forward<T>&, const Runner&);
   void (*recompute)(CellKind, const Recompute<T>&, const Runner&);
   void (*backward)(CellKind, const Backward<T>&, const Runner&);

@@ -129,7 +129,7 @@ class ForwardPass : Pass<Cell, T> {
   const LayerForward& a;
   const int64_t gates = G * a.H;
   T* w_ih = nullptr;  // packed
-  T *x_room, *gate_room = nullptr, *y_room, *saved_room = nullptr, *c_room;
+  T *x_room = nullptr, *gate_room = nullptr, *y_room, *saved_room = nullptr, *c_room;
   int64_t steps;  // of a chunk
   Forward<T> f{};
 
@@ -147,7 +147,7 @@ class ForwardPass : Pass<Cell, T> {
     const int64_t chunks = std::max<int64_t>(1, (a.T + fitting - 1) / fitting);
     steps = (a.T + chunks - 1) / chunks;
     if (!a.tokens) {
-      x_room = P::room(a.x, steps, a.B, a.I, false);
+      x_room = P::room(a.x, steps, a.B, a.I, !P::few_rows(a));
       if (!in_saved() && !in_y()) gate_room = arena.template take<T>(steps * a.B * slots<Cell, T> * a.H);
     }
     y_room = P::room(a.y, steps, a.B, a.H, true);
@@ -156,7 +156,7 @@ class ForwardPass : Pass<Cell, T> {
   }
 
   void run(CellKind kind) {
-    const Factor recurrent{a.w_hh, a.type, G, a.H, a.H, a.H, 1}, input{a.w_ih, a.type, 1, gates, a.I, a.I, 1};
+    const Factor recurrent{a.w_hh, a.type, G, a.H, a.H, a.H, 1};
     const bool few = P::few_rows(a);
     f.steps = a.T, f.B = a.B, f.H = a.H, f.reverse = a.reverse;
     f.h0 = P::dense(a.h0, a.type, a.B, a.H), f.c0 = P::dense(a.c0, a.type, a.B, a.H);
@@ -164,12 +164,14 @@ class ForwardPass : Pass<Cell, T> {
     f.b_ih = P::packed_bias(a.b_ih, a), f.b_hh = P::packed_bias(a.b_hh, a);
     f.w_hh = recurrent, f.weights = few ? nullptr : P::packed(recurrent);
     f.states = arena.template take<T>(k.forward_states(kind, a.B, a.H));
-    if (!few) w_ih = P::packed(input);
-    if (a.tokens) project_table(input);
+    if (a.tokens)
+      project_table();
+    else if (!few)
+      w_ih = P::packed({a.w_ih, a.type, G, a.H, a.I, a.I, 1});
     // At least once: a sequence of no steps hands the states through.
     for (int64_t k0 = 0; k0 == 0 || k0 < a.T; k0 += steps) {
       const Chunk c = P::chunk(a, k0, std::min(a.T, k0 + steps));
-      prepare(c, input);
+      prepare(kind, c);
       run_steps(kind);
       finish(c);
       if (a.T == 0) break;
@@ -179,9 +181,17 @@ class ForwardPass : Pass<Cell, T> {
   }
 
  private:
-  void project_table(const Factor& input) {
+  Factor input() const { return {a.w_ih, a.type, 1, gates, a.I, a.I, 1}; }
+
+  void project_table() {
     T* table = arena.template take<T>(a.V * gates);
-    project(P::dense(a.x.p, a.type, a.V, a.I), a.V, input, table, gates);
+    const T* rows = P::dense(a.x.p, a.type, a.V, a.I);
+    const T* weights = P::few_rows(a) ? nullptr : P::packed(input());
+    const Timed timed(kProject);
+    if (weights)
+      P::multiply(a.V, gates, a.I, rows, a.I, weights, table, gates);
+    else
+      k.few_products(rows, a.V, input(), table, gates, runner);
     f.x = {table, 0, gates};
     f.tokens = a.tokens;
   }
@@ -191,15 +201,7 @@ class ForwardPass : Pass<Cell, T> {
     k.forward(kind, f, runner);
   }
 
-  void project(const T* x, int64_t rows, const Factor& input, T* to, int64_t ld) {
-    const Timed timed(kProject);
-    if (w_ih)
-      P::multiply(rows, gates, a.I, x, a.I, w_ih, to, ld);
-    else
-      k.few_products(x, rows, input, to, ld, runner);
-  }
-
-  void prepare(const Chunk& c, const Factor& input) {
+  void prepare(CellKind kind, const Chunk& c) {
     const auto chunk = [&](T* p, int64_t columns) { return P::buffer(p, c.t0, a.B, columns).template as<T>(); };
     const Steps<T> none{nullptr, 0, 0};
     f.first = c.k0, f.last = c.k1;
@@ -209,7 +211,11 @@ class ForwardPass : Pass<Cell, T> {
     if (a.tokens || c.steps() == 0) return;
     const Steps<const T> x = P::staged(a.x, c.t0, c.t1, a.B, a.I, x_room);
     const Steps<T> gates_of = in_saved() ? f.saved : in_y() ? f.y : chunk(gate_room, gates);
-    project(x.at(c.t0), c.steps() * a.B, input, gates_of.at(c.t0), gates_of.row);
+    const Timed timed(kProject);
+    if (w_ih)
+      k.project(kind, {c.t0, c.t1, a.B, a.I, a.H, x, w_ih, gates_of}, runner);
+    else
+      k.few_products(x.at(c.t0), c.steps() * a.B, input(), gates_of.at(c.t0), gates_of.row, runner);
     f.x = {gates_of.p, gates_of.step, gates_of.row};
   }
 

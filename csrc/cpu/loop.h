@@ -16,6 +16,7 @@ namespace {
 
 using cpu::Backward;
 using cpu::Forward;
+using cpu::Projection;
 using cpu::Recompute;
 
 constexpr int64_t kCacheBytes = 1 << 20;  // of the second level, per core
@@ -43,10 +44,19 @@ static Plan make_plan(int64_t B, int64_t steps, int64_t H, int64_t tiles, int64_
   return {1, true};
 }
 
+template <class Cell, class T>
+static Plan plan_of(int64_t B, int64_t steps, int64_t H, const Runner& runner) {
+  const int64_t weight_bytes = Cell::kGates * padded<T>(H) * H * int64_t(sizeof(T));
+  return make_plan(B, steps, H, panels<T>(H), Cell::kGates, weight_bytes, runner.threads);
+}
+
 // Where a thread works: rows r0..r1, panels t0..t1.
 struct Share {
   int64_t r0, r1, t0, t1;
 };
+static Share share_of(const Plan& plan, int64_t B, int64_t tiles, int64_t i, int64_t n) {
+  return plan.by_rows ? Share{B * i / n, B * (i + 1) / n, 0, tiles} : Share{0, B, tiles * i / n, tiles * (i + 1) / n};
+}
 
 // Calls f(share, team) on every worker; team is null when the workers need not meet.
 template <class F>
@@ -57,15 +67,17 @@ static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner&
   }
   struct Context {
     const F& f;
-    int64_t workers, B, tiles;
+    const Plan& plan;
+    int64_t B, tiles;
     Team team;
-  } context{f, plan.workers, B, tiles, Team(plan.workers)};
+  } context{f, plan, B, tiles, Team(plan.workers)};
   if (plan.by_rows) {
     runner.run(
         plan.workers,
         [](void* p, int64_t begin, int64_t end) {
           Context& c = *static_cast<Context*>(p);
-          c.f(Share{c.B * begin / c.workers, c.B * end / c.workers, 0, c.tiles}, static_cast<Team*>(nullptr));
+          for (int64_t i = begin; i < end; ++i)
+            c.f(share_of(c.plan, c.B, c.tiles, i, c.plan.workers), static_cast<Team*>(nullptr));
         },
         &context);
   } else {
@@ -75,8 +87,9 @@ static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner&
           Context& c = *static_cast<Context*>(p);
           const int64_t me = c.team.enrol(end - begin);
           if (me < 0) return;
+          // Where nobody is missing everyone has the same share in every call, and finds it in its cache.
           const int64_t n = c.team.members();
-          c.f(Share{0, c.B, c.tiles * me / n, c.tiles * (me + 1) / n}, &c.team);
+          c.f(share_of(c.plan, c.B, c.tiles, n == c.plan.workers ? begin : me, n), &c.team);
         },
         &context);
   }
@@ -105,12 +118,71 @@ struct ForwardStates {
       : h{p, p + B * padded<T>(H)}, c(Cell::kHasCellState ? h[1] + B * padded<T>(H) : nullptr) {}
 };
 
+// Asks for what other threads wrote of a state, all lines at once: one after the other, as the tiles come to them, they
+// take longer.
+template <class T>
+static void fetch_others(const T* state, int64_t B, int64_t stride, const Share& s) {
+  constexpr int64_t kLine = 64 / sizeof(T);
+  for (int64_t b = 0; b < B; ++b, state += stride) {
+    for (int64_t j = 0; j < s.t0 * kLanes<T>; j += kLine) __builtin_prefetch(state + j, 0, 2);
+    for (int64_t j = s.t1 * kLanes<T>; j < stride; j += kLine) __builtin_prefetch(state + j, 0, 2);
+  }
+}
+
+// Rows of the left factor and of the result, some of each step; one block where they are evenly spaced over the steps.
+template <class T>
+struct StepRows {
+  int64_t blocks, rows;
+  Steps<const T> from;
+  Steps<T> to;
+  StepRows(const Projection<T>& a, const Share& s)
+      : blocks(a.t1 - a.t0),
+        rows(s.r1 - s.r0),
+        from{a.x.at(a.t0, s.r0), a.x.step, a.x.row},
+        to{a.to.at(a.t0, s.r0), a.to.step, a.to.row} {
+    if (a.B == 1) from.row = from.step, to.row = to.step;
+    const bool even = from.step == a.B * from.row && to.step == a.B * to.row;
+    if (rows == a.B && even) rows *= blocks, blocks = 1;
+  }
+};
+
+// As many rows at a time as stay in the second-level cache while all panels of the share pass.
+template <class Cell, class T>
+static void project_share(const Projection<T>& a, const Share& s) {
+  constexpr int G = Cell::kGates;
+  constexpr int64_t kUnits = kVectorsAtATime / G > 1 ? kVectorsAtATime / G : 1;
+  const StepRows<T> all(a, s);
+  const Blocks parts(0, all.blocks * all.rows, rows_in_cache<T>(a.I));
+  const auto sweep_block = [&](int64_t block, int64_t r0, int64_t r1, int64_t t0, int64_t t1) {
+    const auto p = packed_product<T, G>(all.from.at(block), all.from.row, a.weights, a.I, nullptr);
+    const StoreProduct<T, G> store{{all.to.at(block), all.to.row}, a.H, false};
+    sweep<T, G>(p, r0, r1, t0, t1, store);
+  };
+  for (int64_t i = 0; i < parts.count; ++i) {
+    if (all.blocks == 1) {
+      sweep_block(0, parts.begin(i), parts.begin(i + 1), s.t0, s.t1);
+      continue;
+    }
+    // Whole blocks: those that begin in this part.
+    const int64_t b0 = (parts.begin(i) + all.rows - 1) / all.rows, b1 = (parts.begin(i + 1) + all.rows - 1) / all.rows;
+    for (int64_t t = s.t0; t < s.t1; t += kUnits)
+      for (int64_t b = b0; b < b1; ++b) sweep_block(b, 0, all.rows, t, t + kUnits < s.t1 ? t + kUnits : s.t1);
+  }
+}
+
+template <class Cell, class T>
+static void project(const Projection<T>& a, const Runner& runner) {
+  const Plan plan = plan_of<Cell, T>(a.B, a.t1 - a.t0, a.H, runner);
+  for_each(plan.workers, plan.workers > 1, runner,
+           [&](int64_t i) { project_share<Cell>(a, share_of(plan, a.B, panels<T>(a.H), i, plan.workers)); });
+}
+
 template <class Cell, class T>
 static void forward(const Forward<T>& a, const Runner& runner) {
   constexpr int64_t G = Cell::kGates;
   const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
   const ForwardStates<Cell, T> at(a.states, B, H);
-  const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, G * Hp * H * int64_t(sizeof(T)), runner.threads);
+  const Plan plan = plan_of<Cell, T>(B, a.last - a.first, H, runner);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
     if (a.first == 0) {
       copy_state(a.h0, H, at.h[0], Hp, H, s);
@@ -119,6 +191,7 @@ static void forward(const Forward<T>& a, const Runner& runner) {
     }
     for (int64_t k = a.first; k < a.last; ++k) {
       const int64_t t = step_of(k, a.steps, a.reverse);
+      if (team && k > a.first) fetch_others(at.h[k & 1], B, Hp, s);
       T *const before = at.h[k & 1], *const after = at.h[(k + 1) & 1];
       const ForwardStep<Cell, T> step{H,
                                       a.tokens ? Rows<const T>{a.x.p, a.x.row} : rows_of<const T>(a.x, t),
@@ -220,7 +293,7 @@ static void backward(const Backward<T>& a, const Runner& runner) {
   const BackwardStates<Cell, T> at(a.states, B, H);
   if (!a.weights && H % L && a.last == a.steps)
     pack_columns(static_cast<const T*>(a.w_hh.p) + H / L * L, a.w_hh.k_stride, G * H, H % L, at.tail, 0);
-  const Plan plan = make_plan(B, a.last - a.first, H, tiles, G, G * Hp * H * int64_t(sizeof(T)), runner.threads);
+  const Plan plan = plan_of<Cell, T>(B, a.last - a.first, H, runner);
   run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
     if (a.last == a.steps) {
       copy_state(a.dh_n, H, at.direct, Hp, H, s);
