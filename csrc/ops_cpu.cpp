@@ -8,6 +8,7 @@
 
 #include <algorithm>
 #include <array>
+#include <cstring>
 #include <optional>
 #include <string>
 #include <tuple>
@@ -105,13 +106,18 @@ Tensor dense(const Tensor& t) { return t.is_contiguous() ? t : torch::stable::co
 MaybeTensor dense(const MaybeTensor& t) { return t ? MaybeTensor(dense(*t)) : t; }
 
 // Any layout in which the values of a row are neighbours.
-Tensor dense_rows(const Tensor& t) { return t.size(2) <= 1 || t.stride(2) == 1 ? t : torch::stable::contiguous(t); }
+Tensor dense_rows(const Tensor& t) {
+  const int64_t last = t.dim() - 1;
+  return t.size(last) <= 1 || t.stride(last) == 1 ? t : torch::stable::contiguous(t);
+}
 MaybeTensor dense_rows(const MaybeTensor& t) { return t ? MaybeTensor(dense_rows(*t)) : t; }
 
-// A tensor of one row per step and batch entry as the kernels see it; nothing when it has no elements.
+// A tensor of one row per step and batch entry, or of the rows of one step, as the kernels see it; nothing when it has
+// no elements.
 cpu::Stored rows_of(const Tensor& t, cpu::Type type, bool batch_first) {
-  const bool none = t.dim() != 3;
+  const bool none = t.dim() < 2;
   if (none) return {nullptr, type, 0, 0};
+  if (t.dim() == 2) return {const_cast<void*>(read(t)), type, t.size(0) * t.stride(0), t.stride(0)};
   return {const_cast<void*>(read(t)), type, t.stride(batch_first ? 1 : 0), t.stride(batch_first ? 0 : 1)};
 }
 
@@ -196,22 +202,31 @@ void check_tokens(const Tensor& tokens, int64_t V) {
 
 // The inputs that forward and backward share, checked and made dense.
 struct Inputs {
-  Tensor x, h0;
-  MaybeTensor c0;
+  Tensor x;
+  MaybeTensor h0, c0;
   Tensor w_ih, w_hh;
   MaybeTensor b_ih, b_hh, tokens;
   bool batch_first;
   ScalarType dtype{};
-  bool layered = false;  // states are [1, B, H] instead of [B, H], and so are those that are returned
+  bool one_step = false;  // x is [B, I], y and dy are [B, H]
+  bool layered = false;   // states are [1, B, H] instead of [B, H], and so are those that are returned
 
-  void check_state(const char* name, const Tensor& t, const cpu::Layer& a) const {
+  void check_state(const char* name, const MaybeTensor& t, const cpu::Layer& a) const {
     layered ? check(name, t, {1, a.B, a.H}, dtype) : check(name, t, {a.B, a.H}, dtype);
   }
-  void check_state(const char* name, const MaybeTensor& t, const cpu::Layer& a) const {
-    if (t) check_state(name, *t, a);
+  void check_rows(const char* name, const MaybeTensor& t, const cpu::Layer& a, int64_t columns) const {
+    one_step      ? check(name, t, {a.B, columns}, dtype)
+    : batch_first ? check(name, t, {a.B, a.T, columns}, dtype)
+                  : check(name, t, {a.T, a.B, columns}, dtype);
   }
   Tensor new_state(const cpu::Layer& a) const {
     return layered ? empty<3>(a.type, {1, a.B, a.H}) : empty<2>(a.type, {a.B, a.H});
+  }
+  // A result with one row per step and batch entry, in the layout of x.
+  Tensor per_row(const cpu::Layer& a, int64_t columns) const {
+    return one_step      ? empty<2>(a.type, {a.B, columns})
+           : batch_first ? empty<3>(a.type, {a.B, a.T, columns})
+                         : empty<3>(a.type, {a.T, a.B, columns});
   }
 
   // The arguments of the layer in `a`.
@@ -219,20 +234,22 @@ struct Inputs {
   void fill(cpu::Layer& a, bool reverse) {
     dtype = x.scalar_type();
     a.kind = kKind<Cell>, a.type = type_of(x), a.reverse = reverse;
-    STD_TORCH_CHECK(x.dim() == (tokens ? 2 : 3), "fusedrnn: expected x of ", tokens ? 2 : 3, " dimensions, got ",
-                    shape_of(x));
+    one_step = !tokens && x.dim() == 2;
+    STD_TORCH_CHECK(one_step || x.dim() == (tokens ? 2 : 3), "fusedrnn: expected x of ", tokens ? 2 : 3,
+                    " dimensions, got ", shape_of(x));
     STD_TORCH_CHECK(w_hh.dim() == 2, "fusedrnn: expected w_hh of 2 dimensions, got ", shape_of(w_hh));
     if (tokens) {
       tokens = dense(*tokens);
       check_tokens(*tokens, x.size(0));
     }
     const Tensor& steps = tokens ? *tokens : x;
-    a.T = steps.size(batch_first ? 1 : 0), a.B = steps.size(batch_first ? 0 : 1);
-    a.I = x.size(tokens ? 1 : 2), a.H = w_hh.size(1), a.V = tokens ? x.size(0) : 0;
+    a.T = one_step ? 1 : steps.size(batch_first ? 1 : 0), a.B = steps.size(one_step || batch_first ? 0 : 1);
+    a.I = x.size(x.dim() - 1), a.H = w_hh.size(1), a.V = tokens ? x.size(0) : 0;
     const int64_t G = Cell::kGates;
-    layered = h0.dim() == 3;
+    layered = !one_step && (!h0 || h0->dim() == 3);
     check_state("h0", h0, a);
-    STD_TORCH_CHECK(c0.has_value() == Cell::kHasCellState, "fusedrnn: c0 is for the LSTM, and the LSTM needs it");
+    STD_TORCH_CHECK(c0.has_value() == (Cell::kHasCellState && h0),
+                    "fusedrnn: c0 is for the LSTM, which takes both states or none");
     check_state("c0", c0, a);
     check("w_ih", w_ih, {G * a.H, a.I}, dtype);
     check("w_hh", w_hh, {G * a.H, a.H}, dtype);
@@ -251,12 +268,19 @@ struct Inputs {
     a.h0 = read(h0), a.c0 = read(c0), a.w_ih = read(w_ih), a.w_hh = read(w_hh), a.b_ih = read(b_ih),
     a.b_hh = read(b_hh);
   }
-};
 
-// A result with one row per step and batch entry, in the layout of x.
-Tensor per_row(const cpu::Layer& a, bool batch_first, int64_t columns) {
-  return empty<3>(a.type, {batch_first ? a.B : a.T, batch_first ? a.T : a.B, columns});
-}
+  // Puts the rows that tokens pick in the place of the table, which has more: they cost less to project.
+  void pick_rows(cpu::Layer& a) {
+    const Tensor rows = per_row(a, a.I);
+    const auto* ids = static_cast<const int64_t*>(read(*tokens));
+    const auto* from = static_cast<const char*>(read(x));
+    auto* to = static_cast<char*>(data(rows));
+    const size_t bytes = size_t(a.I * cpu::size_of(a.type));
+    for (int64_t i = 0; bytes && i < a.T * a.B; ++i)
+      std::memcpy(to + size_t(i) * bytes, from + size_t(ids[i]) * bytes, bytes);
+    x = rows, a.x = rows_of(x, a.type, batch_first), a.tokens = {}, a.V = 0;
+  }
+};
 
 // ---------------------------------------------------------------------------------------------- operators
 
@@ -265,13 +289,14 @@ template <class Cell>
 using States = std::conditional_t<Cell::kHasCellState, std::tuple<Tensor, Tensor, Tensor>, std::tuple<Tensor, Tensor>>;
 
 template <class Cell>
-States<Cell> forward(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                     const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, bool batch_first,
-                     bool reverse) {
+States<Cell> forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
+                     const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
+                     bool batch_first, bool reverse) {
   cpu::LayerForward a{};
   Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
   in.fill<Cell>(a, reverse);
-  const Tensor y = per_row(a, batch_first, a.H), h_n = in.new_state(a);
+  if (tokens && a.T * a.B <= a.V) in.pick_rows(a);
+  const Tensor y = in.per_row(a, a.H), h_n = in.new_state(a);
   a.y = rows_of(y, a.type, batch_first), a.h_n = data(h_n);
   if constexpr (Cell::kHasCellState) {
     const Tensor c_n = in.new_state(a);
@@ -287,13 +312,13 @@ States<Cell> forward(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, c
 using SavingResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor>;
 
 template <class Cell>
-SavingResult saving(const Tensor& x, const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
-                    const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, bool batch_first,
-                    bool reverse, bool recompute) {
+SavingResult saving(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
+                    const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
+                    bool batch_first, bool reverse, bool recompute) {
   cpu::LayerForward a{};
   Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
   in.fill<Cell>(a, reverse);
-  const Tensor y = per_row(a, batch_first, a.H), h_n = in.new_state(a);
+  const Tensor y = in.per_row(a, a.H), h_n = in.new_state(a);
   const Tensor c_n = Cell::kHasCellState ? in.new_state(a) : nothing(a.type);
   const auto kept = [&](bool any, int64_t columns) {
     return any ? empty<3>(a.type, {a.T, a.B, columns}, true) : nothing(a.type);
@@ -309,18 +334,18 @@ using BackwardResult = std::tuple<Tensor, Tensor, Tensor, Tensor, Tensor, Tensor
 
 template <class Cell>
 BackwardResult backward(const MaybeTensor& dy_, const MaybeTensor& dh_n_, const MaybeTensor& dc_n_, const Tensor& x,
-                        const Tensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
+                        const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                         const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, const Tensor& y_,
                         const Tensor& saved_, const Tensor& c_, bool batch_first, bool reverse, bool need_x,
                         bool need_w) {
   cpu::LayerBackward a{};
   Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first};
   in.fill<Cell>(a, reverse);
-  const int64_t outer = batch_first ? a.B : a.T, inner = batch_first ? a.T : a.B, G = Cell::kGates;
-  check("dy", dy_, {outer, inner, a.H}, in.dtype);
+  const int64_t G = Cell::kGates;
+  in.check_rows("dy", dy_, a, a.H);
   in.check_state("dh_n", dh_n_, a);
   in.check_state("dc_n", dc_n_, a);
-  check("y", y_, {outer, inner, a.H}, in.dtype);
+  in.check_rows("y", y_, a, a.H);
   const bool recompute = Cell::kSaved && saved_.dim() == 1 && saved_.numel() == 0;
   if (Cell::kSaved && !recompute) check("saved", saved_, {a.T, a.B, Cell::kSaved * a.H}, in.dtype);
   if (Cell::kHasCellState) check("c", c_, {a.T, a.B, a.H}, in.dtype);
@@ -334,8 +359,8 @@ BackwardResult backward(const MaybeTensor& dy_, const MaybeTensor& dh_n_, const 
     return is ? empty<2>(a.type, {rows, columns}) : nothing(a.type);
   };
   const auto bias = [&](const MaybeTensor& b) { return empty<1>(a.type, {need_w && b ? G * a.H : 0}); };
-  const Tensor dx = need_x && !tokens ? per_row(a, batch_first, a.I) : wanted(need_x, a.V, a.I);
-  const Tensor dh0 = in.new_state(a), dc0 = Cell::kHasCellState ? in.new_state(a) : nothing(a.type);
+  const Tensor dx = need_x && !tokens ? in.per_row(a, a.I) : wanted(need_x, a.V, a.I);
+  const Tensor dh0 = h0 ? in.new_state(a) : nothing(a.type), dc0 = c0 ? in.new_state(a) : nothing(a.type);
   const Tensor dw_ih = wanted(need_w, G * a.H, a.I), dw_hh = wanted(need_w, G * a.H, a.H);
   const Tensor db_ih = bias(b_ih), db_hh = bias(b_hh);
   if (need_x) a.dx = tokens ? cpu::Stored{data(dx), a.type, 0, a.I} : rows_of(dx, a.type, batch_first);
@@ -377,15 +402,15 @@ std::tuple<Tensor, Tensor> activations(const Tensor& x_) {
 }  // namespace
 }  // namespace fusedrnn
 
-#define FUSEDRNN_LAYER                                                                                       \
-  "(Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
+#define FUSEDRNN_LAYER                                                                                        \
+  "(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
   "bool batch_first, bool reverse"
 #define FUSEDRNN_DEFINE(m, cell, states)                                                                    \
   m.def(cell FUSEDRNN_LAYER ") -> (Tensor y, " states ")");                                                 \
   m.def(cell "_saving" FUSEDRNN_LAYER                                                                       \
              ", bool recompute) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");            \
   m.def(cell                                                                                                \
-        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor h0, Tensor? c0, Tensor w_ih, "  \
+        "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, " \
         "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "       \
         "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, " \
         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)")

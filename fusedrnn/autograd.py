@@ -70,14 +70,15 @@ def _outputs(
 ) -> tuple[Tensor, ...]:
     """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator and tokens."""
     x, h0, c0, *weights = inputs
-    assert x is not None and h0 is not None
-    return reference_layer(cell, x, (h0,) if c0 is None else (h0, c0), weights, tokens, batch_first, reverse)
+    assert x is not None
+    states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
+    return reference_layer(cell, x, states, weights, tokens, batch_first, reverse)
 
 
 def reference_layer(
     cell: str,
     x: Tensor,
-    states: Sequence[Tensor],
+    states: Sequence[Tensor] | None,
     weights: Sequence[TensorOrNone],
     tokens: TensorOrNone,
     batch_first: bool,
@@ -86,10 +87,18 @@ def reference_layer(
     """What a forward operator returns of y and the final states, in plain PyTorch."""
     if tokens is not None:
         x = torch.nn.functional.embedding(tokens, x)
-    layered = states[0].dim() == 3
-    starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)
+    one_step = x.dim() == 2
+    if one_step:
+        x, batch_first = x.unsqueeze(0), False
+    layered = not one_step and (states is None or states[0].dim() == 3)
+    if states is None:
+        w_hh = weights[1]
+        assert w_hh is not None
+        starts = (x.new_zeros(x.shape[0 if batch_first else 1], w_hh.shape[1]),) * CELLS[cell].states
+    else:
+        starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)
     y, ends = reference.layer(cell, x, starts, weights, batch_first, reverse)
-    return (y, *(s.unsqueeze(0) if layered else s for s in ends))
+    return (y.squeeze(0) if one_step else y, *(s.unsqueeze(0) if layered else s for s in ends))
 
 
 def _setup_double(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:

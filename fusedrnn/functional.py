@@ -8,11 +8,13 @@ computed in float32), on the CPU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
 from torch import Tensor
+from torch._C._functorch import maybe_current_level
 from torch.autograd import forward_ad
+from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from .autograd import FUNCTIONS, EagerFunction, reference_layer, run_below_autograd
@@ -20,7 +22,7 @@ from .ops import CELLS, FORWARD, SAVING
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
-States = tuple[Tensor, ...]
+States = Sequence[Tensor]
 
 
 def lstm(
@@ -61,11 +63,8 @@ def lstm(
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices,
             or under autocast.
     """
-    if hx is not None:
-        _check_pair("lstm", hx)
-        hx = tuple(hx)
-    network = _Network("lstm", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, h_n, c_n = network.run(input, hx, weights, embedding)
+    options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
+    y, h_n, c_n = network("lstm", input, hx, weights, embedding, *options)
     return y, (h_n, c_n)
 
 
@@ -86,8 +85,8 @@ def gru(
 
     Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
     """
-    network = _Network("gru", num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, h_n = network.run(input, None if hx is None else (hx,), weights, embedding)
+    options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
+    y, h_n = network("gru", input, None if hx is None else (hx,), weights, embedding, *options)
     return y, h_n
 
 
@@ -113,45 +112,72 @@ def rnn(
     """
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
-    cell = f"rnn_{nonlinearity}"
-    network = _Network(cell, num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute)
-    y, h_n = network.run(input, None if hx is None else (hx,), weights, embedding)
+    options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
+    y, h_n = network(f"rnn_{nonlinearity}", input, None if hx is None else (hx,), weights, embedding, *options)
     return y, h_n
 
 
 def lstm_cell(
     input: Tensor,
-    hx: Sequence[Tensor],
+    hx: Sequence[Tensor] | None,
     w_ih: Tensor,
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
 ) -> tuple[Tensor, Tensor]:
-    """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``; returns ``(h', c')``; errors as torch's."""
-    _check_pair("lstm_cell", hx)
-    h, c = _cell("lstm", input, tuple(hx), (w_ih, w_hh, b_ih, b_hh))
+    """One LSTM step. input ``[B, I]``, hx ``(h, c)`` each ``[B, H]``, or None for zeros; returns ``(h', c')``.
+
+    Errors as torch.lstm_cell.
+    """
+    if hx is not None:
+        _check_pair("lstm_cell", hx)
+    h, c = _cell("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
     return h, c
 
 
 def gru_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """One GRU step. input ``[B, I]``, hx ``[B, H]``; returns h' ``[B, H]``. Errors as torch.gru_cell."""
-    return _cell("gru", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    """One GRU step. input ``[B, I]``, hx ``[B, H]`` or None; returns h' ``[B, H]``.
+
+    Errors as torch.gru_cell.
+    """
+    return _cell("gru", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
 
 
 def rnn_tanh_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """One Elman step with tanh. input ``[B, I]``, hx ``[B, H]``; returns h'. Errors as torch.rnn_tanh_cell."""
-    return _cell("rnn_tanh", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    """One Elman step with tanh. input ``[B, I]``, hx ``[B, H]`` or None; returns h'.
+
+    Errors as torch.rnn_tanh_cell.
+    """
+    return _cell("rnn_tanh", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
 
 
 def rnn_relu_cell(
-    input: Tensor, hx: Tensor, w_ih: Tensor, w_hh: Tensor, b_ih: Tensor | None = None, b_hh: Tensor | None = None
+    input: Tensor,
+    hx: Tensor | None,
+    w_ih: Tensor,
+    w_hh: Tensor,
+    b_ih: Tensor | None = None,
+    b_hh: Tensor | None = None,
 ) -> Tensor:
-    """One Elman step with max(., 0). input ``[B, I]``, hx ``[B, H]``; returns h'. Errors as torch.rnn_relu_cell."""
-    return _cell("rnn_relu", input, (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    """One Elman step with max(., 0). input ``[B, I]``, hx ``[B, H]`` or None; returns h'.
+
+    Errors as torch.rnn_relu_cell.
+    """
+    return _cell("rnn_relu", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
 
 
 def _check_pair(name: str, hx: Sequence[Tensor]) -> None:
@@ -161,107 +187,113 @@ def _check_pair(name: str, hx: Sequence[Tensor]) -> None:
         raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
 
 
+def network(
+    cell: str,
+    x: Tensor,
+    states: States | None,
+    weights: Sequence[Tensor],
+    embedding: Tensor | None,
+    num_layers: int,
+    bidirectional: bool,
+    batch_first: bool,
+    dropout: float,
+    recompute: bool,
+) -> tuple[Tensor, ...]:
+    """y and the final states of stacked layers, as :func:`lstm` has them; states are ``[L*D, B, H]`` or None."""
+    if x.dim() != (3 if embedding is None else 2):
+        raise RuntimeError(f"input must have {3 if embedding is None else 2} dimensions, got {x.dim()}")
+    if x.size(1 if batch_first else 0) == 0:
+        raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    layers = 2 * num_layers if bidirectional else num_layers
+    if len(weights) not in (2 * layers, 4 * layers):
+        raise RuntimeError(
+            f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
+            f"got {len(weights)}"
+        )
+    if cell == "lstm" and states is not None:
+        _check_pair(cell, states)
+    tokens = None
+    if embedding is not None:
+        _check_tokens(x, embedding, weights[0])
+        # Forward alone projects the rows that are used, or the table, whichever are fewer.
+        if not torch.is_grad_enabled() or embedding.shape[0] < x.shape[0] * x.shape[1]:
+            tokens, x = x, embedding
+        else:
+            x = _embedded(x, embedding)
+    if layers == 1:
+        group = weights if len(weights) == 4 else (*weights, None, None)
+        return _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute)
+    return _checked(
+        _stack, cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute
+    )
+
+
+def _stack(
+    cell: str,
+    x: Tensor,
+    states: States | None,
+    weights: Sequence[Tensor],
+    tokens: Tensor | None,
+    batch_first: bool,
+    num_layers: int,
+    bidirectional: bool,
+    dropout: float,
+    recompute: bool,
+) -> tuple[Tensor, ...]:
+    """Several layers or directions."""
+    directions = 2 if bidirectional else 1
+    each = len(weights) // (num_layers * directions)
+    groups = [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]
+    starts: list[States | None] = [None] * len(groups)
+    if states is not None:
+        for s in states:
+            if s.dim() != 3 or s.shape[0] != len(groups):
+                raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
+        starts = list(zip(*(s.split(1) for s in states), strict=True))
+    ends: list[States] = []
+    for first in range(0, len(groups), directions):
+        if first and dropout:
+            x = _dropout(x, dropout, batch_first)
+        ys = []
+        for i in range(first, first + directions):
+            y, *end = _layer(cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute)
+            ys.append(y)
+            ends.append(tuple(end))
+        x, tokens = torch.cat(ys, -1) if bidirectional else ys[0], None
+    return (x, *(torch.cat(s) for s in zip(*ends, strict=True)))
+
+
 def _layer(
     cell: str,
     x: Tensor,
-    states: States,
+    states: States | None,
     weights: Sequence[Tensor | None],
     tokens: Tensor | None = None,
     batch_first: bool = False,
     reverse: bool = False,
     recompute: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One layer in one direction: y and the final states, ``[B, H]`` or ``[1, B, H]`` as the initial ones.
+    """One layer in one direction: y and the final states, of shapes that :mod:`fusedrnn.ops` describes.
 
     With tokens, x is the table that they pick from.
     """
     if forward_ad._current_level >= 0:
         return reference_layer(cell, x, states, weights, tokens, batch_first, reverse)
-    c0 = states[1] if len(states) == 2 else None
-    args = (x, states[0], c0, *weights, tokens, batch_first, reverse)
-    if torch.compiler.is_compiling():
+    h0, c0 = (None, None) if states is None else states if len(states) == 2 else (states[0], None)
+    args = (x, h0, c0, *weights, tokens, batch_first, reverse)
+    if is_compiling():
         # The operator is one node of the graph, and has the same backward.
-        needs_grad = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
-        return SAVING[cell](*args, recompute)[: 1 + len(states)] if needs_grad else FORWARD[cell](*args)
-    if torch._C._functorch.maybe_current_level() is not None:
+        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
+            return SAVING[cell](*args, recompute)[: 1 + CELLS[cell].states]
+        return FORWARD[cell](*args)
+    if maybe_current_level() is not None:
         # Inside a transform of torch.func, requires_grad does not tell.
-        return FUNCTIONS[cell].apply(cell, *args, recompute)[: 1 + len(states)]
+        return FUNCTIONS[cell].apply(cell, *args, recompute)[: 1 + CELLS[cell].states]
     if torch.is_inference_mode_enabled():
         return FORWARD[cell](*args)
     if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
         return EagerFunction.apply(cell, *args, recompute)
     return run_below_autograd(FORWARD[cell], *args)
-
-
-class _Network(NamedTuple):
-    """Stacked layers."""
-
-    cell: str
-    num_layers: int
-    bidirectional: bool
-    batch_first: bool
-    dropout: float
-    recompute: bool
-
-    def run(
-        self, x: Tensor, states: States | None, weights: Sequence[Tensor], embedding: Tensor | None
-    ) -> tuple[Tensor, ...]:
-        """y and the final states; states are ``[L*D, B, H]`` each."""
-        layers = self.num_layers * (2 if self.bidirectional else 1)
-        dims = 3 if embedding is None else 2
-        if x.dim() != dims:
-            raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
-        T, B = (x.size(1), x.size(0)) if self.batch_first else (x.size(0), x.size(1))
-        if T == 0:
-            raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-        if len(weights) not in (2 * layers, 4 * layers):
-            raise RuntimeError(
-                f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
-                f"got {len(weights)}"
-            )
-        tokens = None
-        if embedding is not None:
-            _check_tokens(x, embedding, weights[0])
-            if embedding.shape[0] < T * B:
-                tokens, x = x, embedding
-            else:  # projecting the rows that are used costs less
-                x = _embedded(x, embedding)
-        if states is None:
-            states = (x.new_zeros((layers, B, weights[1].shape[1])),) * CELLS[self.cell].states
-        return _checked(self._run, x, states, weights, tokens)
-
-    def _run(self, x: Tensor, states: States, weights: Sequence[Tensor], tokens: Tensor | None) -> tuple[Tensor, ...]:
-        directions = 2 if self.bidirectional else 1
-        if self.num_layers == directions == 1:
-            group = weights if len(weights) == 4 else (*weights, None, None)
-            return self._layer(x, states, group, tokens, False)
-        groups = self._groups(weights)
-        for s in states:
-            if s.dim() != 3 or s.shape[0] != len(groups):
-                raise RuntimeError(f"Expected hidden size [{len(groups)}, B, H], got {list(s.shape)}")
-        starts = list(zip(*(s.unbind(0) for s in states), strict=True))
-        ends: list[States] = []
-        for first in range(0, len(groups), directions):
-            if first and self.dropout:
-                x = _dropout(x, self.dropout, self.batch_first)
-            ys = []
-            for d in range(directions):
-                y, *end = self._layer(x, starts[first + d], groups[first + d], tokens, d == 1)
-                ys.append(y)
-                ends.append(tuple(end))
-            x, tokens = torch.cat(ys, -1) if self.bidirectional else ys[0], None
-        return (x, *(torch.stack(s) for s in zip(*ends, strict=True)))
-
-    def _layer(
-        self, x: Tensor, states: States, weights: Sequence[Tensor | None], tokens: Tensor | None, reverse: bool
-    ) -> tuple[Tensor, ...]:
-        return _layer(self.cell, x, states, weights, tokens, self.batch_first, reverse, self.recompute)
-
-    def _groups(self, weights: Sequence[Tensor]) -> list[Sequence[Tensor | None]]:
-        """The flat list of weights, cut into w_ih, w_hh, b_ih, b_hh per layer and direction."""
-        each = len(weights) // (self.num_layers * (2 if self.bidirectional else 1))
-        groups = [weights[i : i + each] for i in range(0, len(weights), each)]
-        return [group if each == 4 else [*group, None, None] for group in groups]
 
 
 def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
@@ -276,16 +308,18 @@ def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
         )
 
 
-def _checked(run: Callable[..., Any], x: Tensor, states: States, weights: Sequence[Tensor | None], *args: Any) -> Any:
-    """run(x, states, weights, ...), with an error that says what is not served, or which tensors do not fit.
+def _checked(
+    run: Callable[..., Any], cell: str, x: Tensor, states: States | None, weights: Sequence[Tensor | None], *args: Any
+) -> Any:
+    """run(cell, x, states, weights, ...), with an error that says what is not served, or which tensors do not fit.
 
     The operators refuse whatever they cannot take, so looking at every tensor can wait until they have.
     """
-    if torch.is_autocast_enabled("cpu") or not x.is_cpu or torch.compiler.is_compiling():
+    if is_compiling() or torch._C._is_any_autocast_enabled() or not x.is_cpu:
         _check_served(x, states, weights)
-        return run(x, states, weights, *args)
+        return run(cell, x, states, weights, *args)
     try:
-        return run(x, states, weights, *args)
+        return run(cell, x, states, weights, *args)
     except RuntimeError:  # NotImplementedError is one
         _check_served(x, states, weights)
         raise
@@ -309,27 +343,23 @@ def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
     return x * mask.transpose(0, 1)
 
 
-def _cell(cell: str, x: Tensor, states: States, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """One step as a sequence of length 1: the new states, or the errors of torch's own cells."""
-    if torch.compiler.is_compiling() or not all(s.dim() == 2 for s in states):
+def _cell(cell: str, x: Tensor, states: States | None, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
+    """One step: the new states, or the errors of torch's own cells."""
+    if is_compiling() or x.dim() != 2:
         _check_cell(x, states, weights)
     try:
-        return _checked(_one_step, x, states, weights, cell)[1:]
+        return _checked(_layer, cell, x, states, weights)[1:]
     except RuntimeError:
         _check_cell(x, states, weights)
         raise
 
 
-def _one_step(x: Tensor, states: States, weights: Sequence[Tensor | None], cell: str) -> tuple[Tensor, ...]:
-    return _layer(cell, x.unsqueeze(0), states, weights)
-
-
-def _check_cell(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
+def _check_cell(x: Tensor, states: States | None, weights: Sequence[Tensor | None]) -> None:
     w_ih, w_hh = weights[:2]
     assert w_ih is not None and w_hh is not None
     if x.shape[1] != w_ih.shape[1]:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {w_ih.shape[1]}")
-    for i, s in enumerate(states):
+    for i, s in enumerate(states or ()):
         if s.dim() != 2:
             raise RuntimeError(f"Expected 2D hidden{i} (batch x hidden_size), but got {s.dim()}D tensor")
         if s.shape[0] != x.shape[0]:
@@ -341,7 +371,7 @@ def _check_cell(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> 
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
-def _check_served(x: Tensor, states: States, weights: Sequence[Tensor | None]) -> None:
+def _check_served(x: Tensor, states: States | None, weights: Sequence[Tensor | None]) -> None:
     """Says what is not served yet, and refuses tensors of different dtypes or devices."""
     if x.dtype not in _DTYPES:
         raise NotImplementedError(f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}")
@@ -351,7 +381,7 @@ def _check_served(x: Tensor, states: States, weights: Sequence[Tensor | None]) -
         raise NotImplementedError(
             "fusedrnn does not serve autocast yet; call it inside torch.autocast(..., enabled=False), or use nn.*"
         )
-    for kind, tensors in (("hidden", states), ("parameter", weights)):
+    for kind, tensors in (("hidden", states or ()), ("parameter", weights)):
         for t in tensors:
             if t is None:
                 continue

@@ -10,9 +10,10 @@ The operators are private until 1.0. Each runs one layer in one direction over a
         -> (dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh)
 
 The first is for inference, the second keeps what backward needs. States are ``[B, H]``, or ``[1, B, H]`` and then
-returned so. With tokens ``[T, B]`` (int64), x is a table ``[V, I]`` whose rows they pick. c0, c_n and c are the LSTM's;
-the other cells take None and return tensors of no elements. ``recompute`` leaves the gates out of what is saved, and
-backward computes them again. saved and c have time first in every layout.
+returned so. Without h0 (and c0) they start from zeros and are returned as ``[1, B, H]``. x may be ``[B, I]``, one step;
+then y and the states are ``[B, H]``. With tokens ``[T, B]`` (int64), x is a table ``[V, I]`` whose rows they pick. c0,
+c_n and c are the LSTM's; the other cells take None and return tensors of no elements. ``recompute`` leaves the gates
+out of what is saved, and backward computes them again. saved and c have time first in every layout.
 """
 
 from __future__ import annotations
@@ -52,37 +53,40 @@ def _define_fakes(cell: str) -> None:
         devices = {t.device for t in (x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens) if t is not None}
         torch._check(len(devices) == 1, lambda: f"fusedrnn: expected all tensors on one device, got {devices}")
         rows = x if tokens is None else tokens
+        one_step = tokens is None and x.dim() == 2
         dims = 3 if tokens is None else 2
-        torch._check(x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}")
+        torch._check(
+            one_step or x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}"
+        )
         torch._check(w_hh.dim() == 2, lambda: f"fusedrnn: expected w_hh of 2 dimensions, got {list(w_hh.shape)}")
-        outer, inner, hidden = rows.shape[0], rows.shape[1], w_hh.shape[1]
-        batch = outer if batch_first else inner
+        hidden = w_hh.shape[1]
+        batch = rows.shape[0 if one_step or batch_first else 1]
         torch._check(
             w_ih.shape[0] == shape.gates * hidden and w_ih.shape[1] == x.shape[-1],
             lambda: f"fusedrnn: expected w_ih of shape {[shape.gates * hidden, x.shape[-1]]}, got {list(w_ih.shape)}",
         )
-        layers = [1] if h0.dim() == 3 else []
+        layers = [1] if not one_step and (h0 is None or h0.dim() == 3) else []
+        state = [*layers, batch, hidden]
         torch._check(
-            h0.dim() in (2, 3)
-            and (not layers or h0.shape[0] == 1)
-            and h0.shape[-2] == batch
-            and h0.shape[-1] == hidden,
-            lambda: f"fusedrnn: expected h0 of shape {[*layers, batch, hidden]}, got {list(h0.shape)}",
+            h0 is None or (h0.dim() == len(state) and all(a == b for a, b in zip(h0.shape, state, strict=True))),
+            lambda: f"fusedrnn: expected h0 of shape {state}, got {list(h0.shape)}",
         )
-        return (x.new_empty(outer, inner, hidden), *(x.new_empty(h0.shape) for _ in range(shape.states)))
+        lead = rows.shape[:1] if one_step else rows.shape[:2]
+        return (x.new_empty(*lead, hidden), *(x.new_empty(state) for _ in range(shape.states)))
 
     @torch.library.register_fake(f"fusedrnn::{cell}_saving")
     def _(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, recompute):
         y, *states = forward(x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse)
-        steps, batch = (y.shape[1], y.shape[0]) if batch_first else (y.shape[0], y.shape[1])
+        outer, batch = (1, y.shape[0]) if y.dim() == 2 else (y.shape[0], y.shape[1])
+        steps, batch = (batch, outer) if batch_first and y.dim() == 3 else (outer, batch)
         has_c = shape.states == 2
         gates = shape.saved and not recompute
         return (
             y,
             states[0],
             states[1] if has_c else x.new_empty(0),
-            x.new_empty(steps, batch, shape.saved * y.shape[2]) if gates else x.new_empty(0),
-            x.new_empty(steps, batch, y.shape[2]) if has_c else x.new_empty(0),
+            x.new_empty(steps, batch, shape.saved * y.shape[-1]) if gates else x.new_empty(0),
+            x.new_empty(steps, batch, y.shape[-1]) if has_c else x.new_empty(0),
         )
 
     @torch.library.register_fake(f"fusedrnn::{cell}_backward")

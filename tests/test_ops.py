@@ -112,7 +112,7 @@ def test_only_floating_point_tensors_are_taken():
         BACKWARD["gru"](*args)
 
 
-def test_c0_is_demanded_by_the_lstm_and_refused_by_the_others():
+def test_c0_is_demanded_by_the_lstm_with_h0_and_refused_by_the_others():
     for cell in CELLS:
         args = arguments(cell, (3, 2, 4, 5))
         wrong = args._replace(c0=args.h0 if args.c0 is None else None)

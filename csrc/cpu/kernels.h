@@ -58,7 +58,7 @@ struct Forward {
   Steps<T> saved;               // what backward needs, or null; may be x itself
   Steps<T> y;
   Steps<T> c;            // or null
-  const T *h0, *c0;      // [B, H]
+  const T *h0, *c0;      // [B, H], or null for zeros
   T *h_n, *c_n;          // [B, H], written by the call that runs the last step
   const T* weights;      // packed w_hh, or null for few rows: then w_hh is read where it is
   Factor w_hh;           // G gates, K = H
@@ -98,7 +98,7 @@ struct Backward {
   const T* weights;      // packed w_hh, or null for few rows
   Factor w_hh;           // one gate, N = H, K = G H
   Steps<T> delta;        // kDeltas [H] each: gradients of the pre-activations; also holds those of step `last`
-  T *dh0, *dc0;          // [B, H], written by the call that runs the first step
+  T *dh0, *dc0;          // [B, H], written by the call that runs the first step, or null
   T* states;             // backward_states() values that live from call to call
 };
 

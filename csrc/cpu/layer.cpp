@@ -247,6 +247,7 @@ class BackwardPass : Pass<Cell, T> {
   T *w_ih = nullptr, *w_hh = nullptr;                                                  // packed for the gradients
   T *again_ih = nullptr, *again_hh = nullptr, *again_h = nullptr, *again_c = nullptr;  // for computing gates again
   T *dw_ih, *dw_hh;
+  const void *h0, *c0;  // as stored; zeros where none are given
   Backward<T> f{};
 
   // Which gate of w_ih and of w_hh a slot of delta belongs to.
@@ -285,11 +286,12 @@ class BackwardPass : Pass<Cell, T> {
       scratch = take(std::max(of_table, k.gradient_scratch(rows, a.tokens ? 0 : a.I, a.H, runner.threads)));
     }
     dw_ih = P::result(a.dw_ih, gates, a.I), dw_hh = P::result(a.dw_hh, gates, a.H);
+    h0 = given_or_zeros(a.h0), c0 = Cell::kHasCellState ? given_or_zeros(a.c0) : nullptr;
   }
 
   void run(CellKind kind) {
     f.steps = a.T, f.B = a.B, f.H = a.H, f.reverse = a.reverse;
-    f.h0 = P::dense(a.h0, a.type, a.B, a.H), f.c0 = P::dense(a.c0, a.type, a.B, a.H);
+    f.h0 = P::dense(h0, a.type, a.B, a.H), f.c0 = P::dense(c0, a.type, a.B, a.H);
     f.dh_n = P::dense(a.dh_n, a.type, a.B, a.H), f.dc_n = P::dense(a.dc_n, a.type, a.B, a.H);
     f.dh0 = P::result(a.dh0, a.B, a.H), f.dc0 = P::result(a.dc0, a.B, a.H);
     f.w_hh = {a.w_hh, a.type, 1, a.H, gates, 1, a.H};
@@ -308,6 +310,13 @@ class BackwardPass : Pass<Cell, T> {
   }
 
  private:
+  const void* given_or_zeros(const void* state) const {
+    if (state) return state;
+    T* zeros = arena.template take<T>(a.B * a.H);
+    std::fill_n(zeros, a.B * a.H, T(0));
+    return zeros;
+  }
+
   void run_chunk(CellKind kind, const Chunk& c) {
     // With the step that comes before the chunk in the order of running.
     const int64_t t0 = a.reverse || c.k0 == 0 ? c.t0 : c.t0 - 1, t1 = a.reverse && c.k0 > 0 ? c.t1 + 1 : c.t1;
@@ -356,7 +365,7 @@ class BackwardPass : Pass<Cell, T> {
   // The features are the states that the steps of a chunk began with: those of y a step earlier, or h0.
   WeightGradient<T> recurrent_weights(const Chunk& c) const {
     const bool starts = c.k0 == 0;
-    const Piece start{{const_cast<void*>(a.h0), a.type, 0, a.H}, 0, starts};
+    const Piece start{{const_cast<void*>(h0), a.type, 0, a.H}, 0, starts};
     const Piece rest = a.reverse ? Piece{a.y, c.t0 + 1, c.t1 + 1 - starts} : Piece{a.y, c.t0 - 1 + starts, c.t1 - 1};
     return {{a.reverse ? rest : start, a.reverse ? start : rest}, a.H, kGateOf.hh, dw_hh};
   }
@@ -412,8 +421,8 @@ class BackwardPass : Pass<Cell, T> {
       const Steps<const T> x = P::staged(a.x, c.t0, c.t1, a.B, a.I, x_room);
       P::multiply(rows, gates, a.I, x.at(c.t0), a.I, again_ih, saved_room, ld);
     }
-    states_before(c, a.y, a.h0, again_h);
-    if (Cell::kHasCellState) states_before(c, a.c, a.c0, again_c);
+    states_before(c, a.y, h0, again_h);
+    if (Cell::kHasCellState) states_before(c, a.c, c0, again_c);
     k.recompute(a.kind, {rows, a.H, saved_room, ld, again_h, again_c, a.H, again_hh, again_bias[0], again_bias[1]},
                 runner);
     return saved.as<const T>();

@@ -29,7 +29,7 @@ struct Layer {
   Stored x;
   Steps<const int64_t> tokens;
   int64_t V;
-  const void *h0, *c0;                    // [B, H]
+  const void *h0, *c0;                    // [B, H], or null for zeros
   const void *w_ih, *w_hh, *b_ih, *b_hh;  // [G H, I], [G H, H], [G H] or null
 };
 

@@ -303,7 +303,7 @@ static void backward(const Backward<T>& a, const Runner& runner) {
       recurrent_gradient<Cell>(a, at.tail, k, s, backward_step(a, at, k));
       if (team) team->barrier();
     }
-    if (a.first > 0) return;
+    if (a.first > 0 || !a.dh0) return;
     // dh0 is what passes w_hh and what does not.
     const bool add = Cell::kKeepsDirect || a.steps == 0;
     if (add) copy_state<T>(at.direct, Hp, a.dh0, H, H, s);

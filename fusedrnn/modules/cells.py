@@ -20,13 +20,17 @@ class _Cell(nn.RNNCellBase):
             raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dims}D instead")
         return dims == 2
 
-    def _weights(self) -> list[Tensor]:
-        # Parameters first: the lookup of a module's attribute is slow. Parametrized ones are attributes.
-        get = self._parameters.get
-        return [
-            w if (w := get(name)) is not None else getattr(self, name)
-            for name in ("weight_ih", "weight_hh", "bias_ih", "bias_hh")
-        ]
+    def _weights(self) -> list[Any]:
+        parameters = self._parameters
+        try:  # the lookup of a module's attribute is slow
+            return [
+                parameters["weight_ih"],
+                parameters["weight_hh"],
+                parameters["bias_ih"],
+                parameters["bias_hh"],
+            ]
+        except KeyError:  # parametrized ones are attributes
+            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
 
 
 class _OneStateCell(_Cell):
@@ -35,13 +39,12 @@ class _OneStateCell(_Cell):
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
         batched = self._is_batched(input)
-        if hx is None:
-            hx = input.new_zeros(input.size(0), self.hidden_size) if batched else input.new_zeros(self.hidden_size)
-        elif hx.dim() not in (1, 2):
+        if hx is not None and hx.dim() not in (1, 2):
             raise ValueError(f"{type(self).__name__}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
         if batched:
             return self._step()(input, hx, *self._weights())
-        return self._step()(input.unsqueeze(0), hx.unsqueeze(0), *self._weights()).squeeze(0)
+        hx = None if hx is None else hx.unsqueeze(0)
+        return self._step()(input.unsqueeze(0), hx, *self._weights()).squeeze(0)
 
 
 class LSTMCell(_Cell):
@@ -70,14 +73,13 @@ class LSTMCell(_Cell):
         batched = self._is_batched(input)
         if isinstance(hx, Tensor):
             raise TypeError("LSTMCell: Expected hx to be a pair of tensors (h, c), got one tensor")
-        for i, s in enumerate(hx or ()):
-            if s.dim() not in (1, 2):
-                raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
+        if hx is not None:
+            for i, s in enumerate(hx):
+                if s.dim() not in (1, 2):
+                    raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
         if not batched:
             input = input.unsqueeze(0)
             hx = None if hx is None else tuple(s.unsqueeze(0) for s in hx)
-        if hx is None:
-            hx = (input.new_zeros(input.size(0), self.hidden_size),) * 2
         h, c = functional.lstm_cell(input, hx, *self._weights())
         return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
 

@@ -7,10 +7,11 @@ which torch.compile refuses to trace.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import itemgetter
 from typing import Any
 
-import torch
 from torch import Tensor, nn
+from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
@@ -34,12 +35,13 @@ class _Layers(nn.RNNBase):
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters where they are. Kept for code written for nn.*."""
 
-    def _weights(self) -> list[Tensor]:
+    def _weights(self) -> Sequence[Tensor]:
         # Looked up at every call, so that parametrizations and replaced parameters are seen.
-        parameters = self._parameters
-        return [
-            w if (w := parameters.get(name)) is not None else getattr(self, name) for name in self._flat_weights_names
-        ]
+        names, parameters = self._flat_weights_names, self._parameters
+        try:
+            return itemgetter(*names)(parameters)  # the lookup of a module's attribute is slow
+        except KeyError:
+            return [getattr(self, name) for name in names]
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # The base class looks at a list of weights that functional_call does not replace.
@@ -59,22 +61,36 @@ class _Layers(nn.RNNBase):
             raise NotImplementedError(
                 "fusedrnn does not serve PackedSequence yet; pass the padded tensor, or use nn.* for packed input"
             )
+        dims = input.dim()
         if embedding is not None:
-            if input.dim() not in (1, 2):
+            if dims not in (1, 2):
                 raise ValueError(
-                    f"{type(self).__name__}: Expected tokens to be 1D or 2D with embedding, got {input.dim()}D instead"
+                    f"{type(self).__name__}: Expected tokens to be 1D or 2D with embedding, got {dims}D instead"
                 )
-            return input.dim() == 2
-        if input.dim() not in (2, 3):
-            raise ValueError(self._wrong_dimensions.format(type(self).__name__, input.dim()))
-        return input.dim() == 3
+            return dims == 2
+        if dims not in (2, 3):
+            raise ValueError(self._wrong_dimensions.format(type(self).__name__, dims))
+        return dims == 3
 
-    def _checked(self, run: Any, input: Tensor, hx: Any, embedding: Tensor | None) -> Any:
-        """run with batched input. What does not fit is refused further down, and only then looked for."""
+    def _run(
+        self, cell: str, input: Tensor, states: Sequence[Tensor] | None, hx: Any, embedding: Tensor | None
+    ) -> tuple[Tensor, ...]:
+        """The layers over batched input. What does not fit is refused further down, and only then looked for."""
         try:
-            return run(input, hx, self._weights(), embedding=embedding, **self._options())
+            return functional.network(
+                cell,
+                input,
+                states,
+                self._weights(),
+                embedding,
+                self.num_layers,
+                self.bidirectional,
+                self.batch_first,
+                self.dropout if self.training else 0.0,
+                self.recompute,
+            )
         except RuntimeError:  # NotImplementedError is one
-            if not torch.compiler.is_compiling():
+            if not is_compiling():
                 self._check(input, hx, embedding)
             raise
 
@@ -88,18 +104,8 @@ class _Layers(nn.RNNBase):
         elif embedding is None:
             self.check_input(input, None)
 
-    def _options(self) -> dict[str, Any]:
-        return {
-            "num_layers": self.num_layers,
-            "bidirectional": self.bidirectional,
-            "batch_first": self.batch_first,
-            "dropout": self.dropout,
-            "training": self.training,
-            "recompute": self.recompute,
-        }
-
     def _run_one_state(
-        self, run: Any, input: Tensor, hx: Tensor | None, embedding: Tensor | None
+        self, cell: str, input: Tensor, hx: Tensor | None, embedding: Tensor | None
     ) -> tuple[Tensor, Tensor]:
         """forward of the cells that have one state."""
         batched = self._is_batched(input, embedding)
@@ -111,7 +117,7 @@ class _Layers(nn.RNNBase):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else hx.unsqueeze(1)
-        y, h_n = self._checked(run, input, hx, embedding)
+        y, h_n = self._run(cell, input, None if hx is None else (hx,), hx, embedding)
         return (y, h_n) if batched else (y.squeeze(0 if self.batch_first else 1), h_n.squeeze(1))
 
 
@@ -158,7 +164,7 @@ class LSTM(_Layers):
         if not batched:
             input = input.unsqueeze(0 if self.batch_first else 1)
             hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
-        y, (h_n, c_n) = self._checked(functional.lstm, input, hx, embedding)
+        y, h_n, c_n = self._run("lstm", input, hx, hx, embedding)
         if batched:
             return y, (h_n, c_n)
         return y.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
@@ -175,7 +181,7 @@ class GRU(_Layers):
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._run_one_state(functional.gru, input, hx, embedding)
+        return self._run_one_state("gru", input, hx, embedding)
 
 
 class RNN(_Layers):
@@ -198,10 +204,7 @@ class RNN(_Layers):
             raise ValueError(f"Unknown nonlinearity '{self.nonlinearity}'. Select from 'tanh' or 'relu'.")
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
-    def _options(self) -> dict[str, Any]:
-        return {**super()._options(), "nonlinearity": self.nonlinearity}
-
     def forward(
         self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
     ) -> tuple[Tensor, Tensor]:
-        return self._run_one_state(functional.rnn, input, hx, embedding)
+        return self._run_one_state(f"rnn_{self.nonlinearity}", input, hx, embedding)
