@@ -39,6 +39,7 @@ def _train(plan: Plan, recipe: Recipe, corpus: Corpus) -> Iterator[Row]:
 def _generation(cell: str, backend: Backend, vocabulary: Vocabulary) -> Function:
     torch.manual_seed(0)
     model = LanguageModel(len(vocabulary), _HIDDEN, _HIDDEN, 1, cell, backend=backend)  # type: ignore[arg-type]
+    model.eval()  # as checkpoints are loaded
     return lambda: list(generate(model, vocabulary, [vocabulary.tokens[0]], _LENGTH, seed=0))
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator, Sequence
 
 import torch
@@ -9,6 +10,8 @@ from torch import Tensor
 
 from .data import Vocabulary
 from .model import LanguageModel, evaluating
+
+_HOT = 1e300  # a temperature at which all tokens are alike, and noise times it is still finite
 
 
 def generate(
@@ -49,7 +52,7 @@ def generate(
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return _continue(model, vocabulary, vocabulary.encode(prompt), length, temperature, top_k, generator)
+    return _continue(model, vocabulary, vocabulary.encode(prompt)[None], length, temperature, top_k, generator)
 
 
 def _continue(
@@ -65,9 +68,10 @@ def _continue(
     for _ in range(length):
         # Entered anew for each token: what a suspended generator leaves set would hold in the caller's code.
         with evaluating(model):
-            output, state = model.run(tokens[None], state)
-        tokens = choose(output.logits[0, -1], temperature, top_k, generator)[None]
-        yield vocabulary.tokens[int(tokens)]
+            logits, state = model.predict(tokens, state)
+        token = choose(logits[0], temperature, top_k, generator)
+        tokens = token.view(1, 1)
+        yield vocabulary.tokens[int(token)]
 
 
 def choose(
@@ -75,16 +79,27 @@ def choose(
 ) -> Tensor:
     """Draws a token from softmax(logits / temperature), restricted to the ``top_k`` highest logits.
 
+    The token whose logit is highest after Gumbel noise, times the temperature, has been added to each is such a draw
+    (Gumbel 1954, Maddison et al. 2014): nothing is divided, so no temperature is too low.
+
     Args:
         logits: ``[V]``, of any floating type, on the CPU.
         temperature: 0 takes the highest logit and draws nothing.
 
     Returns:
         its index, an int64 scalar.
+
+    Raises:
+        RuntimeError: a logit is NaN or +inf.
     """
-    if temperature == 0:
-        return logits.argmax()
-    logits, indices = logits.double().topk(min(top_k or len(logits), len(logits)))
-    # Highest logit first: a low temperature sends the others to -inf and never divides inf by inf.
-    probabilities = ((logits - logits[0]) / temperature).softmax(0)
-    return indices[torch.multinomial(probabilities, 1, generator=generator)[0]]
+    indices = None
+    if top_k is not None and top_k < len(logits):
+        logits, indices = logits.topk(top_k)
+    if temperature != 0:
+        # The negative logarithm of an exponential variable has Gumbel's distribution.
+        noise = torch.empty_like(logits, dtype=torch.float64).exponential_(generator=generator).log_()
+        logits = torch.sub(logits, noise, alpha=min(temperature, _HOT))
+    if not math.isfinite(logits.max()):
+        raise RuntimeError("logits: expected numbers below infinity, got NaN or infinity")
+    choice = logits.argmax()
+    return choice if indices is None else indices[choice]

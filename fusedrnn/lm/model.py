@@ -120,14 +120,28 @@ class LanguageModel(nn.Module):
         Returns:
             the output and the state after the last token.
         """
+        y, end = self._read(tokens, state)
+        dropped = F.dropout(y, self.dropout, self.training)
+        raw, dropped = y.transpose(0, 1), dropped.transpose(0, 1)
+        return Output(self.decoder(dropped), raw, dropped), end
+
+    def predict(self, tokens: Tensor, state: State | None = None) -> tuple[Tensor, State]:
+        """Reads tokens as :meth:`run` does, for what comes next alone, and without dropout.
+
+        Returns:
+            scores ``[B, V]`` of the token after the last one, and the state after the last one.
+        """
+        y, end = self._read(tokens, state)
+        return self.decoder(y[-1]), end
+
+    def _read(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
+        """Activations ``[T, B, H]`` of the last layer, and the state after the last token."""
         hx = None if state is None else state if len(state) == 2 else state[0]
         if self.takes_tokens:
             y, end = self.rnn(tokens.t(), hx, embedding=self.embedding.weight)
         else:
             y, end = self.rnn(self.embedding(tokens.t()), hx)
-        dropped = F.dropout(y, self.dropout, self.training)
-        raw, dropped = y.transpose(0, 1), dropped.transpose(0, 1)
-        return Output(self.decoder(dropped), raw, dropped), end if isinstance(end, tuple) else (end,)
+        return y, end if isinstance(end, tuple) else (end,)
 
     def forward(self, tokens: Tensor) -> Output:
         """Reads tokens ``[B, T]`` (int64) from :attr:`state`, which it then replaces."""
@@ -158,11 +172,14 @@ class LanguageModel(nn.Module):
 
 @contextmanager
 def evaluating(model: nn.Module) -> Iterator[None]:
-    """Dropout is off inside, and no gradient is recorded; then the model's mode is what it was."""
-    was_training = model.training
-    model.eval()
+    """Dropout is off inside, and no gradient is recorded; then the mode of every module is what it was."""
+    # Not by eval() and train(), which take longer than a step of a small model and make all modules alike.
+    training = [m for m in model.modules() if m.training]
+    for module in training:
+        module.training = False
     try:
         with torch.no_grad():
             yield
     finally:
-        model.train(was_training)
+        for module in training:
+            module.training = True

@@ -73,8 +73,9 @@ def test_the_models_own_state_and_mode_stay(training: bool, trained: Checkpoint)
     state = model.state
     text = generate(model, trained.vocabulary, PROMPT, 3)
     next(text)
-    assert model.training is training
+    assert all(m.training is training for m in model.modules())
     assert torch.is_grad_enabled()
+    assert not torch.is_inference_mode_enabled()
     list(text)
     assert model.state is state
 
@@ -127,6 +128,40 @@ def test_draws_stay_among_the_top_k_and_keep_their_proportions(top_k: int) -> No
     got = frequencies(top_k=top_k)
     assert torch.equal(got > 0, expected > 0)
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
+def test_logits_may_have_any_floating_type(dtype: torch.dtype) -> None:
+    generator = torch.Generator().manual_seed(0)
+    drawn = torch.stack([choose(LOGITS.to(dtype), generator=generator) for _ in range(4000)])
+    torch.testing.assert_close(drawn.bincount(minlength=4) / 4000, LOGITS.softmax(0), rtol=0, atol=0.03)
+
+
+def test_many_draws_pass_a_chi_squared_test() -> None:
+    generator = torch.Generator().manual_seed(1)
+    logits = torch.randn(20, generator=generator)
+    draws = 20_000
+    counts = torch.stack([choose(logits, 1.5, generator=generator) for _ in range(draws)]).bincount(minlength=20)
+    expected = (logits.double() / 1.5).softmax(0) * draws
+    assert ((counts - expected).square() / expected).sum() < 43.8  # one in a thousand, for 19 degrees of freedom
+
+
+def test_an_endless_temperature_draws_every_token_alike() -> None:
+    got = frequencies(temperature=float("inf"))
+    torch.testing.assert_close(got, torch.full((4,), 0.25), rtol=0, atol=0.03)
+
+
+@pytest.mark.parametrize("temperature", [0.0, 1.0])
+def test_a_token_of_probability_zero_is_never_drawn(temperature: float) -> None:
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf])
+    assert all(choose(logits, temperature).item() == 1 for _ in range(100))
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}], ids=str)
+def test_logits_that_are_no_numbers_are_refused(bad: float, options: dict[str, Any]) -> None:
+    with pytest.raises(RuntimeError, match="got NaN or infinity"):
+        choose(torch.tensor([0.5, bad, 1.0]), **options)
 
 
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-310])

@@ -228,6 +228,29 @@ def test_run_leaves_the_state_alone() -> None:
     assert torch.equal(model(tokens).logits, expected.logits)
 
 
+@each_backend
+@each_cell
+def test_predict_gives_what_run_gives_of_the_last_step_in_evaluation(cell: str, backend: str) -> None:
+    model, tokens = make(cell, backend=backend, dropout=0.5), text(3, 5)
+    state = None
+    for chunk in (tokens[:, :4], tokens[:, 4:]):
+        expected, end = model.eval().run(chunk, state)
+        logits, state = model.train().predict(chunk, state)
+        torch.testing.assert_close(logits, expected.logits[:, -1])
+        torch.testing.assert_close(state, end)
+    assert model.state is None
+
+
+def test_evaluating_leaves_every_module_in_its_own_mode() -> None:
+    model = make()
+    model.rnn.eval()
+    with evaluating(model):
+        assert not any(m.training for m in model.modules())
+    assert model.training
+    assert model.decoder.training
+    assert not model.rnn.training
+
+
 @pytest.mark.parametrize("training", [True, False])
 def test_evaluating_restores_the_mode_after_an_error_too(training: bool) -> None:
     model = make().train(training)
