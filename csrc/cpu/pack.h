@@ -163,17 +163,12 @@ static void pack(const Factor& w, T* packed, const Runner& runner) {
   });
 }
 
-// Rows k... of K rows of a factor of N columns: one group of panels of them. Null reads as zero.
+// Rows k... of K rows of a factor of N columns: one group of panels of them.
 template <class T>
 static void pack_piece(const Piece& piece, int64_t B, int64_t N, int64_t group, int64_t K, int64_t k, T* packed) {
   constexpr int L = kLanes<T>;
   const int64_t tile = group * kPanelsTogether;
   T* to = packed + (tile * K + k) * L;
-  if (!piece.rows.p) {
-    for (int64_t i = 0; i < kPanelsTogether && tile + i < panels<T>(N); ++i)
-      for (int64_t j = 0; j < (piece.t1 - piece.t0) * B * L; ++j) to[i * K * L + j] = T(0);
-    return;
-  }
   with_type<T>(piece.rows.type, [&](auto zero) {
     const auto from = piece.rows.as<const decltype(zero)>();
     for (int64_t t = piece.t0; t < piece.t1; ++t, to += B * L)
