@@ -167,10 +167,13 @@ void in_turn(int64_t n, Runner::Body body, void* context) {
 struct Size {
   int64_t T, B, I, H, V;
 };
-const Size kSizes[] = {
-    {1, 1, 1, 1, 1},  {2, 3, 7, 15, 4},  {3, 2, 29, 16, 3}, {7, 1, 3, 17, 2}, {5, 7, 2, 33, 50},  {9, 5, 16, 3, 6},
-    {0, 3, 5, 18, 4}, {4, 1, 18, 35, 3}, {3, 40, 5, 20, 7}, {4, 3, 9, 67, 5}, {700, 3, 2, 5, 11},  // backward works in
-                                                                                                   // several chunks
+const Size kSizes[] =
+    {
+        {1, 1, 1, 1, 1},     {2, 3, 7, 15, 4}, {3, 2, 29, 16, 3},  {7, 1, 3, 17, 2},
+        {5, 7, 2, 33, 50},   {9, 5, 16, 3, 6}, {0, 3, 5, 18, 4},   {4, 1, 18, 35, 3},
+        {3, 40, 5, 20, 7},   {4, 3, 9, 67, 5}, {700, 3, 2, 5, 11},  // backward works in several chunks
+        {90, 13, 32, 16, 6},                                        // likewise, with features that are read in place
+        {5, 48, 16, 32, 9},                                         // threads take rows of the batch
 };
 const CellKind kKinds[] = {kLstm, kGru, kRnnTanh, kRnnRelu};
 const Type kTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
