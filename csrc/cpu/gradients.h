@@ -14,9 +14,18 @@ namespace {
 using cpu::WeightGradient;
 using cpu::WeightGradients;
 
+// Vectors that hold the rows of a tile.
+template <class T>
+constexpr int64_t kTileVectors = (kWideShape.rows + kLanes<T> - 1) / kLanes<T>;
+
+// Room for packed deltas, and for partial sums of them.
+template <class T>
+static int64_t packed_deltas(int64_t K) {
+  return panels<T>(rows_in_cache<T>(K) * K) * kLanes<T>;
+}
 template <class T>
 static int64_t delta_scratch(int64_t K) {
-  return rows_in_cache<T>(K) * K + kLanes<T>;
+  return packed_deltas<T>(K) + rows_in_cache<T>(K) * kTileVectors<T> * kLanes<T>;
 }
 
 template <class T>
@@ -24,32 +33,46 @@ static int64_t gradient_scratch(int64_t K, int64_t N0, int64_t N1, int threads) 
   return packed_size<T>(1, N0, K) + packed_size<T>(1, N1, K) + threads * delta_scratch<T>(K);
 }
 
-// Deltas of columns c0 + unit by tiles, as sweep() reads a left factor by columns, and their sums over k. Some rows at
-// a time: all of them may fall into the same few sets of the first-level cache.
+// Deltas k0..k1 of columns c0 + unit by tiles, as sweep() reads a left factor by columns. Their sums over k are added
+// to `parts`, kVectors vectors for each tile.
 template <class T>
-static void pack_deltas(const WeightGradients<T>& g, int64_t c0, const Blocks& tiles, T* out) {
-  constexpr int64_t L = kLanes<T>, kVectors = (kWideShape.rows + L - 1) / L, kRows = 16;
-  for (int64_t k0 = 0; k0 < g.K; k0 += kRows) {
-    const int64_t k1 = k0 + kRows < g.K ? k0 + kRows : g.K;
-    for (int64_t i = 0; i < tiles.count; ++i) {
-      const int64_t c = c0 + tiles.begin(i);
-      const int height = tiles.height(i);
-      const T* from = g.d + k0 * g.ldd + c;
-      T* to = out + tiles.begin(i) * g.K + k0 * height;
-      Vec<T> sum[kVectors] = {};
-      for (int64_t k = k0; k < k1; ++k, from += g.ldd, to += height) FUSEDRNN_EACH(j, kVectors) {
-          const Vec<T> v = load_up_to(from + j * L, height - j * L);
-          sum[j] += v;
-          // What a whole vector has too much is overwritten by the rows that follow, but not the tile after them.
-          store_up_to(to + j * L, v, (g.K - k) * height - j * L);
-        }
-      if (!g.sums) continue;
-      for (int64_t j = 0; j < height; j += L) {
-        T* total = g.sums + c + j;
-        if (k0 > 0 || g.add) sum[j / L] += load_up_to(total, height - j);
-        store_up_to(total, sum[j / L], height - j);
+static void pack_delta_rows(const WeightGradients<T>& g, int64_t c0, const Blocks& tiles, int64_t k0, int64_t k1,
+                            T* out, T* parts) {
+  constexpr int64_t L = kLanes<T>, kVectors = kTileVectors<T>;
+  for (int64_t i = 0; i < tiles.count; ++i, parts += kVectors * L) {
+    const int height = tiles.height(i);
+    const T* from = g.d + k0 * g.ldd + c0 + tiles.begin(i);
+    T* to = out + tiles.begin(i) * g.K + k0 * height;
+    Vec<T> sum[kVectors] = {};
+    for (int64_t k = k0; k < k1; ++k, from += g.ldd, to += height) FUSEDRNN_EACH(j, kVectors) {
+        const Vec<T> v = load_up_to(from + j * L, height - j * L);
+        sum[j] += v;
+        // What a whole vector has too much is overwritten by the rows that follow, but not the tile after them.
+        store_up_to(to + j * L, v, (g.K - k) * height - j * L);
       }
-    }
+    FUSEDRNN_EACH(j, kVectors) store(parts + j * L, load(parts + j * L) + sum[j]);
+  }
+}
+
+// All deltas of some columns, and their sums, which are made of parts over kShort rows. Some rows at a time: all of
+// them may fall into the same few sets of the first-level cache.
+template <class T>
+static void pack_deltas(const WeightGradients<T>& g, int64_t c0, const Blocks& tiles, T* out, T* parts) {
+  constexpr int64_t L = kLanes<T>, kVectors = kTileVectors<T>, kRows = 16;
+  for (int64_t k = 0; k < g.K; k += kShort) {
+    const int64_t end = k + kShort < g.K ? k + kShort : g.K;
+    for (int64_t i = 0; i < tiles.count * kVectors; ++i) store(parts + i * L, Vec<T>{});
+    for (int64_t k0 = k; k0 < end; k0 += kRows)
+      pack_delta_rows(g, c0, tiles, k0, k0 + kRows < end ? k0 + kRows : end, out, parts);
+    if (!g.sums) continue;
+    for (int64_t i = 0; i < tiles.count; ++i)
+      for (int64_t j = 0; j < kVectors; ++j) {
+        T* total = g.sums + c0 + tiles.begin(i) + j * L;
+        const int64_t valid = tiles.height(i) - j * L;
+        Vec<T> sum = load(parts + (i * kVectors + j) * L);
+        if (k > 0 || g.add) sum += load_up_to(total, valid);
+        store_up_to(total, sum, valid);
+      }
   }
 }
 
@@ -91,7 +114,7 @@ static void unit_gradients(const WeightGradients<T>& g, const T* const (&feature
   const Blocks parts(u0, u1, rows_in_cache<T>(g.K));
   for (int64_t i = 0; i < parts.count; ++i) {
     const int64_t unit = parts.begin(i), units = parts.height(i);
-    pack_deltas(g, slot * g.H + unit, tiles_of<T, 1>(0, units), scratch);
+    pack_deltas(g, slot * g.H + unit, tiles_of<T, 1>(0, units), scratch, scratch + packed_deltas<T>(g.K));
     for (int w = 0; w < 2; ++w) {
       const WeightGradient<T>& to = g.of[w];
       if (!to.out || to.gate[slot] < 0) continue;

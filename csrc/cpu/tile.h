@@ -58,7 +58,8 @@ constexpr TileShape kShapes<1>[] = {{1, 1, 8}, {3, 3, 4}, {kAnyRows, 6, 2}};
 constexpr TileShape kWideShape = kShapes<1>[sizeof(kShapes<1>) / sizeof(TileShape) - 1];
 
 // Sums are made of parts over about this many k, and of two where it is less: the rounding error of one long sum would
-// grow with its length.
+// grow with its length. Parts of the left factors by columns, whose sums are over the rows of a sequence and cancel
+// more, are short ones.
 constexpr int64_t kDepth = 256, kShort = 128;
 
 constexpr int kVectorsAtATime = kManyRegisters ? 4 : 8;                // vectors of gates that use the same rows
@@ -172,7 +173,8 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
   const T* bias = p.bias ? p.bias + tile * G * L : nullptr;
   constexpr int kTiles = Epilogue::kTiles;
   constexpr int64_t in_cache = kFirstLevel / (S * W * L * int64_t(sizeof(T)));
-  const int64_t depth = kTiles > 1 && in_cache < kDepth ? in_cache : kDepth;
+  constexpr int64_t longest = ByColumns ? kShort : kDepth;
+  constexpr int64_t depth = kTiles > 1 && in_cache < longest ? in_cache : longest;
   const int64_t cuts = (p.K + depth - 1) / depth, pieces = cuts > 1 ? cuts : p.K > kShort ? 2 : 1;
   // The prefetches of one sweep cover the panels that follow, where they are packed.
   const int64_t calls = blocks.count * ((streams + S - 1) / S);
