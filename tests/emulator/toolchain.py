@@ -93,8 +93,8 @@ def digest(parts: Iterable[str | bytes]) -> str:
 
 def headers() -> list[Path]:
     """All that an object can depend on besides its source."""
-    found = [p for folder in ("csrc", "tests/emulator") for p in (SOURCE / folder).rglob("*.h")]
-    return sorted([*found, *(p for folder in ("csrc", "tests/emulator") for p in (SOURCE / folder).rglob("*.cuh"))])
+    folders = (SOURCE / "csrc", HERE)
+    return sorted(path for folder in folders for kind in ("*.h", "*.cuh") for path in folder.rglob(kind))
 
 
 @contextmanager
@@ -139,8 +139,7 @@ def compile_module(build: str, kernels: Sequence[Path], bindings: Path, defines:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda job: make([*job[0], "-c", str(job[1])], job[2]), missing))
         if not module.exists():
-            link = ["-shared", *shlex.split(how.link), *map(str, objects), "-ldl", "-Wl,-z,defs,-Bsymbolic"]
-            make([*cxx, *(f for f in link if f != "-Wl,-z,defs,-Bsymbolic"), "-Wl,-Bsymbolic"], module)
+            make([*cxx, "-shared", *shlex.split(how.link), *map(str, objects), "-ldl"], module)
     return module
 
 
@@ -175,7 +174,8 @@ class Emulator:
     """A module of emulated kernels."""
 
     def __init__(self, path: Path) -> None:
-        spec = importlib.util.spec_from_file_location("emulated", path)
+        # pybind11 keeps one module of a name; Python looks for the part behind the dot.
+        spec = importlib.util.spec_from_file_location(f"{path.stem}.emulated", path)
         assert spec and spec.loader
         self.module: ModuleType = importlib.util.module_from_spec(spec)
         spec.loader.exec_module(self.module)
@@ -187,8 +187,7 @@ class Emulator:
         for argument in arguments:
             array = argument.array if isinstance(argument, Unwritten) else argument
             if isinstance(array, np.ndarray):
-                array = np.asarray(array, order="C") if not array.flags.c_contiguous else array
-                assert array.base is None or array.flags.c_contiguous
+                assert array.flags.c_contiguous
                 p = module.allocate(array.nbytes)
                 arrays.append((array, p))
                 if not isinstance(argument, Unwritten):

@@ -277,7 +277,8 @@ __device__ void released_through(float* a, float* b, unsigned* flag) {
     else
       add_relaxed(flag, 1);
   } else if (blockIdx.x == 2) {
-    spin_until([&] { return load_acquire(flag) == 2; });
+    spin_until([&] { return load_relaxed(flag) == 2; });
+    (void)load_acquire(flag);
     a[1] = b[0];  // -> stored_over
   }
 }

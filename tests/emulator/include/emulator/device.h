@@ -88,16 +88,15 @@ EMULATOR_UNSEEN void ldmatrix(unsigned* r, const void* row, const char* name, Pl
 namespace fusedrnn {
 
 template <class T>
-void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_HERE) {
-  static_assert(FUSEDRNN_ARCH >= 800, "sm_75 multiplies 8-deep halves only");
-  emulator::mma<T, 16>(d, a, b, "mma_m16n8k16", here);
-}
-template <class T>
 void mma_m16n8k8(float (&d)[4], const unsigned (&a)[2], const unsigned (&b)[1], EMULATOR_HERE) {
   static_assert(std::is_same_v<T, __half>, "the 8-deep product is one of halves");
   emulator::mma<T, 8>(d, a, b, "mma_m16n8k8", here);
 }
 #if FUSEDRNN_ARCH >= 800
+template <class T>
+void mma_m16n8k16(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2], EMULATOR_HERE) {
+  emulator::mma<T, 16>(d, a, b, "mma_m16n8k16", here);
+}
 inline unsigned to_tf32(float v) {
   const unsigned bits = __float_as_uint(v);
   return std::isfinite(v) ? (bits + 0x1000u) & ~0x1fffu : bits;

@@ -1,0 +1,46 @@
+from __future__ import annotations
+
+import functools
+import os
+
+import pytest
+from emulator import toolchain
+from emulator.toolchain import Emulator
+
+KERNELS = toolchain.HERE / "kernels"
+SOURCES = [KERNELS / name for name in ("cases.cu", "device.cu", "matmul.cu", "math.cu")]
+# A test starts pytest again for the sanitized build, which Python can load only if the sanitizer was there first.
+BUILDS = os.environ.get("EMULATOR_BUILDS", "plain checked").split()
+
+
+@functools.cache
+def load(build: str, architecture: int | None = None) -> Emulator:
+    if not (toolchain.SOURCE / "csrc").exists():
+        pytest.skip("no csrc/ beside tests/: not a source tree")
+    defines = [f"-DFUSEDRNN_EMULATED_ARCH={architecture}"] if architecture else []
+    try:
+        return Emulator(toolchain.compile_module(build, SOURCES, KERNELS / "bindings.cpp", defines))
+    except toolchain.Unavailable as error:
+        pytest.skip(str(error))
+
+
+@pytest.fixture(params=BUILDS)
+def emulator(request: pytest.FixtureRequest) -> Emulator:
+    """Kernels in each build."""
+    return load(request.param)
+
+
+@pytest.fixture
+def checked() -> Emulator:
+    return load("checked")
+
+
+@pytest.fixture
+def plain() -> Emulator:
+    return load("plain")
+
+
+@pytest.fixture
+def turing() -> Emulator:
+    """The checked build for sm_75."""
+    return load("checked", 750)
