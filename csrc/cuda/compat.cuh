@@ -26,7 +26,7 @@
 #if defined(__CUDACC__)
 #define FUSEDRNN_DEVICE __device__ __forceinline__
 #define SHARED_ARRAY(type, name, ...) __shared__ alignas(16) type name __VA_ARGS__
-#define DYNAMIC_SHARED(carver)                                              \
+#define DYNAMIC_SHARED(carver)                                             \
   extern __shared__ __align__(16) unsigned char fusedrnn_dynamic_shared[]; \
   ::fusedrnn::SharedCarver carver(fusedrnn_dynamic_shared)
 #else

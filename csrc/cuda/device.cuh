@@ -1,5 +1,6 @@
-// Instructions that CUDA C++ has no name for: the only file with inline PTX. Each wrapper has a twin of the same name in
-// tests/emulator/include/emulator/device.h, which does on the CPU what the PTX manual says that the instruction does.
+// Instructions that CUDA C++ has no name for: the only file with inline PTX. Each wrapper has a twin of the same name
+// in tests/emulator/include/emulator/device.h, which does on the CPU what the PTX manual says that the instruction
+// does.
 //
 // bfloat16 and TF32 products and the 16-deep product of halves start with sm_80 and are not defined below it.
 #pragma once
@@ -30,10 +31,9 @@ FUSEDRNN_DEVICE void mma_m16n8k8(float (&d)[4], const unsigned (&a)[2], const un
 
 template <>
 FUSEDRNN_DEVICE void mma_m16n8k8<__half>(float (&d)[4], const unsigned (&a)[2], const unsigned (&b)[1]) {
-  asm volatile(
-      "mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
-      : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
-      : "r"(a[0]), "r"(a[1]), "r"(b[0]));
+  asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.f16.f16.f32 {%0, %1, %2, %3}, {%4, %5}, {%6}, {%0, %1, %2, %3};"
+               : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+               : "r"(a[0]), "r"(a[1]), "r"(b[0]));
 }
 
 #if FUSEDRNN_ARCH >= 800
@@ -77,24 +77,24 @@ FUSEDRNN_DEVICE void mma_m16n8k8_tf32(float (&d)[4], const unsigned (&a)[4], con
 
 FUSEDRNN_DEVICE unsigned shared_address(const void* p) { return unsigned(__cvta_generic_to_shared(p)); }
 
-#define FUSEDRNN_LDMATRIX(name, modifier)                                                             \
-  FUSEDRNN_DEVICE void name(unsigned (&r)[1], const void* row) {                                      \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x1" modifier ".shared.b16 {%0}, [%1];"                   \
-                 : "=r"(r[0])                                                                         \
-                 : "r"(shared_address(row))                                                           \
-                 : "memory");                                                                         \
-  }                                                                                                   \
-  FUSEDRNN_DEVICE void name(unsigned (&r)[2], const void* row) {                                      \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x2" modifier ".shared.b16 {%0, %1}, [%2];"               \
-                 : "=r"(r[0]), "=r"(r[1])                                                             \
-                 : "r"(shared_address(row))                                                           \
-                 : "memory");                                                                         \
-  }                                                                                                   \
-  FUSEDRNN_DEVICE void name(unsigned (&r)[4], const void* row) {                                      \
-    asm volatile("ldmatrix.sync.aligned.m8n8.x4" modifier ".shared.b16 {%0, %1, %2, %3}, [%4];"       \
-                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                                     \
-                 : "r"(shared_address(row))                                                           \
-                 : "memory");                                                                         \
+#define FUSEDRNN_LDMATRIX(name, modifier)                                                       \
+  FUSEDRNN_DEVICE void name(unsigned (&r)[1], const void* row) {                                \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x1" modifier ".shared.b16 {%0}, [%1];"             \
+                 : "=r"(r[0])                                                                   \
+                 : "r"(shared_address(row))                                                     \
+                 : "memory");                                                                   \
+  }                                                                                             \
+  FUSEDRNN_DEVICE void name(unsigned (&r)[2], const void* row) {                                \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x2" modifier ".shared.b16 {%0, %1}, [%2];"         \
+                 : "=r"(r[0]), "=r"(r[1])                                                       \
+                 : "r"(shared_address(row))                                                     \
+                 : "memory");                                                                   \
+  }                                                                                             \
+  FUSEDRNN_DEVICE void name(unsigned (&r)[4], const void* row) {                                \
+    asm volatile("ldmatrix.sync.aligned.m8n8.x4" modifier ".shared.b16 {%0, %1, %2, %3}, [%4];" \
+                 : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]), "=r"(r[3])                               \
+                 : "r"(shared_address(row))                                                     \
+                 : "memory");                                                                   \
   }
 FUSEDRNN_LDMATRIX(ldmatrix, "")
 FUSEDRNN_LDMATRIX(ldmatrix_transposed, ".trans")

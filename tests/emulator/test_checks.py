@@ -92,8 +92,7 @@ def test_a_right_kernel_is_silent(emulator, name, schedule):
 def test_a_report_names_the_thread_and_the_array(checked):
     (report,) = reports(checked, "part_overflow")
     assert report.message == (
-        "block 0,0,0 thread 31,0,0: out of bounds: "
-        "byte 128 of the shared array first of block 0, which has 128 bytes"
+        "block 0,0,0 thread 31,0,0: out of bounds: byte 128 of the shared array first of block 0, which has 128 bytes"
     )
     race = reports(checked, "blocks_share")[0]
     assert race.message.startswith("block 1,0,0 thread 0,0,0: writes what was written by thread number 0 of block")
@@ -107,7 +106,7 @@ def test_what_a_launch_found_is_not_held_against_the_next(checked):
 
 def test_an_output_that_is_read_first_is_found(checked):
     a, b, flags = np.zeros(256, np.float32), np.zeros(256, np.float32), np.zeros(4, np.uint32)
-    with pytest.raises(Found, match="initcheck: cases.cu"):
+    with pytest.raises(Found, match=r"initcheck: cases\.cu"):
         checked.launch("run_case", NAMES.index("right_barrier"), Unwritten(a), b, flags)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
-from emulator.toolchain import ORDERS, Unwritten
+from emulator.toolchain import ORDERS, Found, Unwritten
 
 
 def bfloat16_bits(values: np.ndarray) -> np.ndarray:
@@ -120,10 +120,12 @@ def test_sm_75_multiplies_and_copies_in_its_own_way(turing):
     a, b, c = integers((64, 48), 1), integers((8, 48), 2), np.zeros((64, 8), np.float32)
     turing.launch("matmul_half", a.astype(np.float16), b.astype(np.float16), Unwritten(c), 64, 8, 48, False)
     assert (c == a @ b.T).all()
-    # A copy that is done when it returns needs no wait.
-    x, y = np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
-    with pytest.raises(AssertionError, match="racecheck"):  # but the barrier that is missing, too
-        turing.launch("run_case", turing.module.case_names().index("no_barrier_after_wait"), x, y, None)
-    turing.launch("run_case", turing.module.case_names().index("no_wait"), x, y, None)
+    # A copy that is done when it returns needs no wait; the barrier it does need.
+    case, x, y = turing.module.case_names().index, np.arange(256, dtype=np.float32), np.zeros(256, np.float32)
+    turing.launch("run_case", case("no_wait"), x, y, None)
     assert (y[:64] == x[63::-1]).all()
-    assert not hasattr(turing.module, "matmul_bfloat16")
+    with pytest.raises(Found, match=r"racecheck: cases\.cu"):
+        turing.launch("run_case", case("no_barrier_after_wait"), x, y, None)
+    bits = bfloat16_bits(a)
+    with pytest.raises(Found, match=r"trap: matmul\.cu"):
+        turing.launch("matmul_bfloat16", bits, bits, Unwritten(c), 32, 8, 16)

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
+from typing import Any
 
 import pytest
 from emulator import toolchain
@@ -17,9 +18,13 @@ from emulator.test_checks import LINES, NAMES
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
 
 
+def run(command: list[str], **options: Any) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True, **options)
+
+
 def sanitized(command: list[str]) -> subprocess.CompletedProcess[str]:
     """Runs Python with the address sanitizer loaded first."""
-    library = subprocess.run([*toolchain.compiler(), "-print-file-name=libasan.so"], capture_output=True, text=True)
+    library = run([*toolchain.compiler(), "-print-file-name=libasan.so"])
     path = Path(library.stdout.strip()).resolve()
     if not path.is_file():
         pytest.skip("no libasan")
@@ -30,9 +35,7 @@ def sanitized(command: list[str]) -> subprocess.CompletedProcess[str]:
         "EMULATOR_BUILDS": "sanitized",
         "PYTHONPATH": str(toolchain.HERE.parent),
     }
-    return subprocess.run(
-        [sys.executable, *command], cwd=toolchain.SOURCE, env=environment, text=True, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
-    )
+    return run([sys.executable, *command], cwd=toolchain.SOURCE, env=environment)
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +56,7 @@ def test_sanitizers_find_nothing_in_what_is_right(sanitized_module):
 
 
 @pytest.mark.parametrize(
-    "name, says", [("static_overflow", "AddressSanitizer: heap-buffer-overflow"), ("misaligned", "misaligned address")]
+    "name, says", [("part_overflow", "AddressSanitizer: heap-buffer-overflow"), ("misaligned", "misaligned address")]
 )
 def test_sanitizers_name_a_fault(sanitized_module, name, says):
     code = (
@@ -89,7 +92,7 @@ def test_nvcc_compiles_every_kernel_for_every_architecture_without_a_warning_or_
     def compile(source: Path, architecture: int) -> str:
         to = tmp_path / f"{source.stem}-{architecture}.cubin"
         command = ["nvcc", *flags, f"-arch=sm_{architecture}", f"-I{toolchain.SOURCE}", str(source), "-o", str(to)]
-        done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
+        done = run(command)
         return done.stdout if done.returncode else ""
 
     together = tmp_path / "all.cu"

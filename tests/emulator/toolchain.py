@@ -162,7 +162,7 @@ class Found(AssertionError):
 
 
 class Unwritten(NamedTuple):
-    """An array whose device memory holds nothing before the launch: what a kernel reads of it before writing is found."""
+    """An array whose device memory holds nothing before the launch: a kernel that reads it first is found."""
 
     array: np.ndarray
 

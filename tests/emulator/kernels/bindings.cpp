@@ -10,9 +10,7 @@ PYBIND11_MODULE(emulated, m) {
   emulator::bind_launch(m, "copy_bytes", &copy_bytes);
   emulator::bind_launch(m, "tf32_bits", &tf32_bits);
   emulator::bind_launch(m, "matmul_half", &matmul_half);
-#if !defined(FUSEDRNN_EMULATED_ARCH) || FUSEDRNN_EMULATED_ARCH >= 800
   emulator::bind_launch(m, "matmul_bfloat16", &matmul_bfloat16);
-#endif
   emulator::bind_launch(m, "functions_float", &functions_float);
   emulator::bind_launch(m, "functions_double", &functions_double);
   emulator::bind_launch(m, "cell_step", &cell_step);

@@ -24,9 +24,10 @@ __global__ void misaligned(float* a, float* b, unsigned*) {
   reinterpret_cast<float4*>(b)[threadIdx.x] = *reinterpret_cast<float4*>(a + threadIdx.x);  // -> misaligned
 }
 
-__global__ void static_overflow(float* a, float*, unsigned*) {
+__global__ void static_overflow(float* a, float* b, unsigned*) {
   SHARED_ARRAY(float, tile, [31]);
   tile[threadIdx.x] = a[threadIdx.x];  // -> static_overflow
+  b[threadIdx.x] = tile[threadIdx.x];
 }
 
 __global__ void part_overflow(float* a, float* b, unsigned*) {
@@ -108,7 +109,7 @@ __device__ void within_warp(const float* a, float* b) {
   __syncwarp();
   tile[threadIdx.x] = a[threadIdx.x];
   if constexpr (Sync) __syncwarp();
-  float v = tile[31 - threadIdx.x];              // -> missing_syncwarp
+  float v = tile[31 - threadIdx.x];  // -> missing_syncwarp
   v += __shfl_xor_sync(0xffffffffu, v, 1);
   b[threadIdx.x] = v;
 }
@@ -370,8 +371,7 @@ struct Case {
   bool cooperative = false;
   size_t shared_bytes = 0;
 };
-#define CASE(kernel, ...) \
-  { #kernel, kernel, __VA_ARGS__ }
+#define CASE(kernel, ...) {#kernel, kernel, __VA_ARGS__}
 const Case kCases[] = {
     CASE(global_overflow, 1, kValues),
     CASE(null_pointer, 1, 32),
@@ -425,7 +425,9 @@ const Case kCases[] = {
 
 }  // namespace
 
-const char* case_name(int number) { return number < int(sizeof kCases / sizeof *kCases) ? kCases[number].name : nullptr; }
+const char* case_name(int number) {
+  return number < int(sizeof kCases / sizeof *kCases) ? kCases[number].name : nullptr;
+}
 
 cudaError_t run_case(int number, float* a, float* b, unsigned* flags) {
   const Case& c = kCases[number];

@@ -21,5 +21,4 @@ cudaError_t matmul_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, floa
 // math.cu. y gets sigmoid, tanh, relu and where_positive(x, 2), n values each. Types: double, float, half, bfloat16.
 cudaError_t functions_float(const float* x, float* y, int n);
 cudaError_t functions_double(const double* x, double* y, int n);
-cudaError_t cell_step(int cell, int type, const void* x, const void* r, void* states, void* grads, void* deltas,
-                      int n);
+cudaError_t cell_step(int cell, int type, const void* x, const void* r, void* states, void* grads, void* deltas, int n);

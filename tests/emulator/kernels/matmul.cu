@@ -1,5 +1,7 @@
-// c = a b^T on tensor cores: a is [M][K], b is [N][K], of halves or bfloat16; c is [M][N] of float. A block makes 32 x 8
-// of c, a warp 16 of its rows, 16 of K a step; the next step's tiles are copied while this one's are multiplied.
+// c = a b^T on tensor cores: a is [M][K], b is [N][K], of halves or bfloat16; c is [M][N] of float. A block makes 32 x
+// 8 of c, a warp 16 of its rows, 16 of K a step; the next step's tiles are copied while this one's are multiplied.
+#include <type_traits>
+
 #include "csrc/cuda/device.cuh"
 #include "kernels.h"
 
@@ -36,9 +38,11 @@ __device__ void multiply_add(float (&d)[4], const unsigned (&a)[4], const unsign
 #if FUSEDRNN_ARCH >= 800
   mma_m16n8k16<T>(d, a, b);
 #else
-  for (int half = 0; half < 2; ++half) {
-    const unsigned a_half[2] = {a[2 * half], a[2 * half + 1]}, b_half[1] = {b[half]};
-    mma_m16n8k8<T>(d, a_half, b_half);
+  if constexpr (std::is_same_v<T, __half>) {
+    const unsigned a_parts[2][2] = {{a[0], a[1]}, {a[2], a[3]}}, b_parts[2][1] = {{b[0]}, {b[1]}};
+    for (int part = 0; part < 2; ++part) mma_m16n8k8<T>(d, a_parts[part], b_parts[part]);
+  } else {
+    __trap();  // this architecture has no product of bfloat16, and its host code asks for none
   }
 #endif
 }
@@ -63,7 +67,8 @@ __global__ void __launch_bounds__(kThreads) matmul(const T* a, const T* b, float
     cp_async_wait<1>();
     __syncthreads();
     unsigned a_part[4], b_part[2];
-    // Of a, the four 8 x 8 quarters in the order of its registers: rows first. Lanes 16 to 31 bring unused addresses of b.
+    // Of a, the four 8 x 8 quarters in the order of its registers: rows first. Lanes 16 to 31 bring unused addresses of
+    // b.
     ldmatrix(a_part, tiles.a + step % 2 * kRows * kPitch + (warp * 16 + lane % 16) * kPitch + lane / 16 * 8);
     ldmatrix(b_part, tiles.b + step % 2 * kColumns * kPitch + lane % 8 * kPitch + lane / 8 % 2 * 8);
     if constexpr (WrongLayout) {
@@ -73,8 +78,7 @@ __global__ void __launch_bounds__(kThreads) matmul(const T* a, const T* b, float
     multiply_add<T>(d, a_part, b_part);
     __syncthreads();
   }
-  for (int i = 0; i < 4; ++i)
-    c[(row0 + warp * 16 + lane / 4 + i / 2 * 8) * N + column0 + lane % 4 * 2 + i % 2] = d[i];
+  for (int i = 0; i < 4; ++i) c[(row0 + warp * 16 + lane / 4 + i / 2 * 8) * N + column0 + lane % 4 * 2 + i % 2] = d[i];
 }
 
 template <class T, bool WrongLayout>
@@ -90,9 +94,6 @@ cudaError_t run(const T* a, const T* b, float* c, int M, int N, int K) {
 cudaError_t matmul_half(const __half* a, const __half* b, float* c, int M, int N, int K, bool wrong_layout) {
   return wrong_layout ? run<__half, true>(a, b, c, M, N, K) : run<__half, false>(a, b, c, M, N, K);
 }
-// sm_75 has no bfloat16 product; a library would not build this for it.
-#if !defined(FUSEDRNN_EMULATED_ARCH) || FUSEDRNN_EMULATED_ARCH >= 800
 cudaError_t matmul_bfloat16(const __nv_bfloat16* a, const __nv_bfloat16* b, float* c, int M, int N, int K) {
   return run<__nv_bfloat16, false>(a, b, c, M, N, K);
 }
-#endif

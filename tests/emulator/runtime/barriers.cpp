@@ -74,8 +74,8 @@ void try_warp(Thread& a) {
   for (unsigned i = 0; i < 32; ++i)
     if (mask >> i & 1) values[i] = lanes[i]->own, here.push_back(lanes[i]);
   if (a.collective.exchange && a.mask != mask)
-    report("synccheck", a.place, "%s with mask %08x when of these lanes only %08x are in the kernel", a.waits_at, a.mask,
-           mask);
+    report("synccheck", a.place, "%s with mask %08x when of these lanes only %08x are in the kernel", a.waits_at,
+           a.mask, mask);
   else if (a.collective.exchange)
     a.collective.exchange(values, mask);
   if (a.collective.orders_memory) warp_met(warp, lanes, mask);
@@ -99,7 +99,8 @@ int block_barrier(bool predicate, const char* what, Place here) {
 void grid_barrier(Place here) {
   InRuntime guard;
   Thread& t = *running;
-  if (!current_launch->cooperative) report("synccheck", here, "a barrier of the grid in a launch that is not cooperative");
+  if (!current_launch->cooperative)
+    report("synccheck", here, "a barrier of the grid in a launch that is not cooperative");
   t.waits_at = "grid.sync", t.place = here;
   t.state = Thread::kAtGrid;
   ++current_launch->at_grid;

@@ -177,10 +177,10 @@ void mark_landed(const char* p, size_t bytes) {
 using emulator::Access;
 #define PC \
   emulator::Place { nullptr, 0, __builtin_return_address(0) }
-#define ACCESS(n)                                                                                  \
-  void __tsan_read##n(void* p) { emulator::check(p, n, Access::Read, PC); }                        \
-  void __tsan_write##n(void* p) { emulator::check(p, n, Access::Write, PC); }                      \
-  void __tsan_unaligned_read##n(void* p) { emulator::check(p, n, Access::Read, PC); }              \
+#define ACCESS(n)                                                                     \
+  void __tsan_read##n(void* p) { emulator::check(p, n, Access::Read, PC); }           \
+  void __tsan_write##n(void* p) { emulator::check(p, n, Access::Write, PC); }         \
+  void __tsan_unaligned_read##n(void* p) { emulator::check(p, n, Access::Read, PC); } \
   void __tsan_unaligned_write##n(void* p) { emulator::check(p, n, Access::Write, PC); }
 
 extern "C" {

@@ -113,8 +113,8 @@ struct SharedPart {
 
 struct Warp {
   unsigned live = 0, waiting = 0;
-  Time together = 0;              // when all live lanes last met at a __syncwarp
-  std::vector<Time> pairs;        // [lane][lane]: the same for parts of the warp
+  Time together = 0;        // when all live lanes last met at a __syncwarp
+  std::vector<Time> pairs;  // [lane][lane]: the same for parts of the warp
 };
 
 struct Block {
@@ -162,7 +162,8 @@ bool on_stack(const Thread& t, const void* p);
 void switch_to(Thread& t);
 void switch_to_scheduler();
 
-// ---------------------------------------------------------------------------------------------- launch.cpp, barriers.cpp
+// ---------------------------------------------------------------------------------------------- launch.cpp,
+// barriers.cpp
 
 void make_ready(std::vector<Thread*> threads);
 // The running thread lets others go on, until it is made ready again.

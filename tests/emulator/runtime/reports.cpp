@@ -49,9 +49,7 @@ std::string triple(const uint3& v) {
 
 }  // namespace
 
-std::string name_of_thread(const Thread& t) {
-  return "block " + triple(t.block->index) + " thread " + triple(t.index);
-}
+std::string name_of_thread(const Thread& t) { return "block " + triple(t.block->index) + " thread " + triple(t.index); }
 // One that may be gone.
 std::string name_of_thread(ThreadId id) {
   const unsigned block = block_of(id), rank = id - (block << kBlockShift);

@@ -16,7 +16,7 @@ struct Schedule {
 extern Schedule schedule;
 
 struct Report {
-  std::string kind;  // memcheck, initcheck, racecheck, synccheck, asynccheck
+  std::string kind;  // memcheck, initcheck, racecheck, synccheck, asynccheck, trap
   std::string file;
   int line;
   std::string message;

@@ -13,7 +13,9 @@ struct Position {
   int row, column;
 };
 // 16-bit operands, K = 8 or 16: element i of the fragments of a and b, and of d.
-inline Position a16(int lane, int i) { return {lane / 4 + (i / 2 % 2 ? 8 : 0), lane % 4 * 2 + i % 2 + (i >= 4 ? 8 : 0)}; }
+inline Position a16(int lane, int i) {
+  return {lane / 4 + (i / 2 % 2 ? 8 : 0), lane % 4 * 2 + i % 2 + (i >= 4 ? 8 : 0)};
+}
 inline Position b16(int lane, int i) { return {lane % 4 * 2 + i % 2 + (i >= 2 ? 8 : 0), lane / 4}; }
 inline Position a32(int lane, int i) { return {lane / 4 + (i % 2 ? 8 : 0), lane % 4 + (i >= 2 ? 4 : 0)}; }
 inline Position b32(int lane, int i) { return {lane % 4 + (i ? 4 : 0), lane / 4}; }

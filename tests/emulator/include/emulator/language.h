@@ -28,13 +28,13 @@ extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 // An array of the block, by the place of its declaration (and the template arguments there).
-#define EMULATOR_SHARED_ARRAY(type, name, ...)                          \
-  typedef type name##_type __VA_ARGS__;                                 \
+#define EMULATOR_SHARED_ARRAY(type, name, ...)                              \
+  typedef type name##_type __VA_ARGS__;                                     \
   name##_type& name = *static_cast<name##_type*>(::emulator::static_shared( \
-      []() -> const void* {                                             \
-        static const char key = 0;                                      \
-        return &key;                                                    \
-      }(),                                                              \
+      []() -> const void* {                                                 \
+        static const char key = 0;                                          \
+        return &key;                                                        \
+      }(),                                                                  \
       sizeof(name##_type), #name))
 
 // ---------------------------------------------------------------------------------------------- barriers, fences
@@ -55,6 +55,7 @@ inline void __syncwarp(unsigned mask = ~0u, EMULATOR_HERE) {
 inline void __threadfence() {}
 inline void __threadfence_block() {}
 inline void __threadfence_system() {}
+inline void __trap(EMULATOR_HERE) { emulator::trap(here); }
 inline void __nanosleep(unsigned, EMULATOR_HERE) { emulator::poll(nullptr, 0, here); }
 
 // ---------------------------------------------------------------------------------------------- warps
@@ -134,9 +135,9 @@ using Value = std::common_type_t<T>;  // not deduced: atomicAdd(&float, 1) is on
 
 }  // namespace emulator
 
-#define EMULATOR_ATOMIC(name, result)                                         \
-  template <class T>                                                          \
-  T name(T* p, emulator::Value<T> v, EMULATOR_HERE) {                         \
+#define EMULATOR_ATOMIC(name, result)                                   \
+  template <class T>                                                    \
+  T name(T* p, emulator::Value<T> v, EMULATOR_HERE) {                   \
     return emulator::modify(p, here, [&](T old) { return T(result); }); \
   }
 EMULATOR_ATOMIC(atomicAdd, old + v)

@@ -69,5 +69,7 @@ void async_wait(size_t pending_groups);
 // Lets others run. `p` and `value` are what the thread is waiting to see change: when all threads that could run keep
 // seeing the same, they wait for ever.
 void poll(const void* p, uint64_t value, Place here);
+// Ends the launch.
+void trap(Place here);
 
 }  // namespace emulator
