@@ -14,14 +14,24 @@ BUILDS = os.environ.get("EMULATOR_BUILDS", "plain checked").split()
 
 
 @functools.cache
-def load(build: str, architecture: int | None = None) -> Emulator:
-    if not (toolchain.SOURCE / "csrc").exists():
-        pytest.skip("no csrc/ beside tests/: not a source tree")
+def attempt(build: str, architecture: int | None) -> Emulator | Exception:
+    """What cannot be compiled for one test cannot be for the next."""
     defines = [f"-DFUSEDRNN_EMULATED_ARCH={architecture}"] if architecture else []
     try:
         return Emulator(toolchain.compile_module(build, SOURCES, KERNELS / "bindings.cpp", defines))
-    except toolchain.Unavailable as error:
-        pytest.skip(str(error))
+    except (toolchain.Unavailable, RuntimeError) as error:
+        return error
+
+
+def load(build: str, architecture: int | None = None) -> Emulator:
+    if not (toolchain.SOURCE / "csrc").exists():
+        pytest.skip("no csrc/ beside tests/: not a source tree")
+    made = attempt(build, architecture)
+    if isinstance(made, toolchain.Unavailable):
+        pytest.skip(str(made))
+    if isinstance(made, Exception):
+        raise made
+    return made
 
 
 @pytest.fixture(params=BUILDS)

@@ -70,9 +70,10 @@ def cuda_headers() -> Path:
         path for root in site.getsitepackages() for path in sorted(Path(root).glob("nvidia/cu*/include"), reverse=True)
     ]
     for path in [*(Path(root) / "include" for root in toolkits if root), *packages]:
-        if all((path / name).exists() for name in ("cuda_runtime_api.h", "cuda_fp16.h", "crt/host_defines.h")):
+        if all((path / name).exists() for name in ("cuda_runtime_api.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")):
             return path
-    raise Unavailable("no CUDA headers: set CUDA_HOME, or pip install nvidia-cuda-runtime")
+    names = "nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
+    raise Unavailable(f"no CUDA headers: set CUDA_HOME to a toolkit, or pip install {names}")
 
 
 def pybind11_headers() -> Path:
@@ -123,7 +124,7 @@ def compile_module(build: str, kernels: Sequence[Path], bindings: Path, defines:
     base = [*cxx, *shlex.split(COMMON), *include]
     jobs = [
         # pybind11 takes longest to compile, so it comes first; no build instruments it.
-        (bindings, [*base, "-O1", python, *defines]),
+        (bindings, [*base, "-O1", python]),
         *((path, [*base, *shlex.split(how.kernels), *defines, "-x", "c++"]) for path in kernels),
         *((path, [*base, *shlex.split(how.runtime)]) for path in RUNTIME),
     ]
