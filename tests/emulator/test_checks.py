@@ -132,6 +132,8 @@ def test_results_do_not_depend_on_the_schedule(emulator, schedule):
     assert flags[0] == 24
     _, b, _ = run(emulator, "right_hand_over", **schedule)
     assert (b[128:192] == np.arange(64, 0, -1)).all()
+    _, b, _ = run(emulator, "right_arrays", **schedule)
+    assert (b[:32] == 32 * np.arange(31, -1, -1)).all()
     _, b, _ = run(emulator, "right_votes", **schedule)
     assert (b[:64] == np.r_[[63 + 31] * 32, [63 + 32] * 32]).all()
 

@@ -29,7 +29,8 @@ RUNTIME = sorted((HERE / "runtime").glob("*.cpp"))
 COMMON = "-std=c++17 -fPIC -fvisibility=hidden -fno-gnu-unique -Wall -Wextra -Wno-unknown-pragmas"
 # Calls to the hooks at each access, and no calls at functions, which nobody listens to.
 THREAD = "-fsanitize=thread --param tsan-instrument-func-entry-exit=0"
-ADDRESS = "-fsanitize=address,undefined -fno-sanitize-recover=all -fno-sanitize=vptr"
+ADDRESS = "-fsanitize=address"
+UNDEFINED = "-fsanitize=undefined -fno-sanitize-recover=all"
 
 
 @dataclass(frozen=True)
@@ -44,7 +45,7 @@ class Build:
 BUILDS = {
     "plain": Build("-O1", "-O2"),
     "checked": Build(f"-O1 -g1 {THREAD}", "-O2 -DEMULATOR_CHECKED"),
-    "sanitized": Build(f"-O1 -g1 {ADDRESS}", f"-O1 -g1 {ADDRESS}", ADDRESS),
+    "sanitized": Build(f"-O1 -g1 {ADDRESS} {UNDEFINED}", f"-O1 {ADDRESS}", f"{ADDRESS} {UNDEFINED}"),
 }
 
 
@@ -57,6 +58,9 @@ def compiler() -> list[str]:
     for tool in (command[0], "addr2line"):
         if shutil.which(tool) is None:
             raise Unavailable(f"no {tool}")
+    version = subprocess.run([*command, "--version"], capture_output=True, text=True).stdout
+    if "Free Software Foundation" not in version:
+        raise Unavailable(f"{command[0]} is not GCC")
     if os.uname().machine != "x86_64":
         raise Unavailable("the emulator's fibers are written for x86-64")
     return command
@@ -70,7 +74,9 @@ def cuda_headers() -> Path:
         path for root in site.getsitepackages() for path in sorted(Path(root).glob("nvidia/cu*/include"), reverse=True)
     ]
     for path in [*(Path(root) / "include" for root in toolkits if root), *packages]:
-        if all((path / name).exists() for name in ("cuda_runtime_api.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")):
+        if all(
+            (path / name).exists() for name in ("cuda_runtime_api.h", "cuda_fp16.h", "crt/host_defines.h", "nv/target")
+        ):
             return path
     names = "nvidia-cuda-runtime nvidia-cuda-crt nvidia-cuda-cccl"
     raise Unavailable(f"no CUDA headers: set CUDA_HOME to a toolkit, or pip install {names}")

@@ -72,6 +72,20 @@ __global__ void right_parts(float* a, float* b, unsigned*) {
   b[threadIdx.x] = second[31 - threadIdx.x] + first[threadIdx.x % 7];
 }
 
+template <int Twice>
+__device__ void add_reversed(const float* a, float* b) {
+  SHARED_ARRAY(float, first, [32]);
+  SHARED_ARRAY(float, second, [32]);
+  first[threadIdx.x] = a[threadIdx.x];
+  second[threadIdx.x] = float(Twice) * a[threadIdx.x];
+  __syncthreads();
+  b[threadIdx.x] += first[31 - threadIdx.x] + second[31 - threadIdx.x];
+}
+__global__ void right_arrays(float* a, float* b, unsigned*) {
+  add_reversed<10>(a, b);
+  add_reversed<20>(a, b);
+}
+
 // ---------------------------------------------------------------------------------------------- races in a block
 
 template <bool Barrier>
@@ -382,6 +396,7 @@ const Case kCases[] = {
     CASE(carved_differently, 1, 32, false, 256),
     CASE(unwritten_shared, 1, 32),
     CASE(right_parts, 1, 32, false, 160),
+    CASE(right_arrays, 1, 32),
     CASE(right_barrier, 1, 64),
     CASE(missing_barrier, 1, 64),
     CASE(right_rounds, 1, 64),

@@ -25,7 +25,7 @@ struct Cell {
   Time read[3];
   ThreadId reader[3];
   State state;
-  bool released;
+  bool released;  // something can be acquired here
 };
 // In the number of a thread that read or wrote atomically.
 constexpr ThreadId kAtomic = ThreadId(1) << 31;
@@ -138,12 +138,7 @@ void check(const void* p, size_t bytes, Access access, const Place& place, bool 
     preempt(t.reads > kReadsOfATurn);
 }
 
-void touch(const void* p, size_t bytes, Access access, Place here) {
-  check(p, bytes, access, here);
-  // Whether something can be acquired is asked at the first cell.
-  if (access == Access::AtomicWrite || access == Access::AtomicModify)
-    if (size_t(static_cast<const char*>(p) - arena) < kArenaBytes) cells_of(p, bytes).first->released = true;
-}
+void touch(const void* p, size_t bytes, Access access, Place here) { check(p, bytes, access, here); }
 void touch_constant(const void* p, size_t bytes, Place here) { check(p, bytes, Access::Read, here, true); }
 
 // ---------------------------------------------------------------------------------------------- cells
@@ -163,6 +158,7 @@ void mark_freed(const char* p, size_t bytes) {
 void mark_initialised(const char* p, size_t bytes) {
   for (Cell& cell : cells_of(p, bytes)) cell = Cell{}, cell.state = Cell::kWritten;
 }
+void mark_released(const void* p) { cells_of(p, 1).first->released = true; }
 void mark_in_flight(const char* p, size_t bytes) {
   for (Cell& cell : cells_of(p, bytes)) cell.state = Cell::kInFlight;
 }

@@ -200,6 +200,7 @@ void prepare_cells();
 void mark_allocated(const char* p, size_t bytes);
 void mark_freed(const char* p, size_t bytes);
 void mark_initialised(const char* p, size_t bytes);  // by the host
+void mark_released(const void* p);
 void mark_in_flight(const char* p, size_t bytes);
 void mark_landed(const char* p, size_t bytes);
 void check(const void* p, size_t bytes, Access access, const Place& place, bool constant = false);

@@ -92,9 +92,10 @@ std::unordered_map<const void*, Released> released;
 
 }  // namespace
 
-void release(const void* p) {
-  if (!kChecked) return;
+void release([[maybe_unused]] const void* p) {
+#if defined(EMULATOR_CHECKED)
   InRuntime guard;
+  mark_released(p);
   const Thread& t = *running;
   const Warp& warp = t.block->warps[t.warp];
   Released& r = released[p];
@@ -105,6 +106,7 @@ void release(const void* p) {
   for (unsigned i = 0; i < 32 && !warp.pairs.empty(); ++i)
     r.known.learn(thread_group(t.id - t.lane + i), warp.pairs[t.lane * 32 + i]);
   r.known.learn(thread_group(t.id), r.at = ++now);
+#endif
 }
 
 void acquire(const void* p) {

@@ -28,13 +28,13 @@ extern dim3 blockDim, gridDim;
 constexpr int warpSize = 32;
 
 // An array of the block, by the place of its declaration (and the template arguments there).
-#define EMULATOR_SHARED_ARRAY(type, name, ...)                              \
-  typedef type name##_type __VA_ARGS__;                                     \
-  name##_type& name = *static_cast<name##_type*>(::emulator::static_shared( \
-      []() -> const void* {                                                 \
-        static const char key = 0;                                          \
-        return &key;                                                        \
-      }(),                                                                  \
+#define EMULATOR_SHARED_ARRAY(type, name, ...)                                      \
+  typedef type name##_type __VA_ARGS__;                                             \
+  name##_type& name = *static_cast<name##_type*>(::emulator::static_shared(         \
+      []() -> const void* {                                                         \
+        static char key; /* no constant, which the linker may merge with another */ \
+        return &key;                                                                \
+      }(),                                                                          \
       sizeof(name##_type), #name))
 
 // ---------------------------------------------------------------------------------------------- barriers, fences
