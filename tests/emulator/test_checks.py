@@ -138,6 +138,24 @@ def test_results_do_not_depend_on_the_schedule(emulator, schedule):
     assert (b[:64] == np.r_[[63 + 31] * 32, [63 + 32] * 32]).all()
 
 
+def test_the_order_of_blocks_is_the_one_that_is_asked_for(plain):
+    # The last block that runs leaves its value.
+    assert run(plain, "blocks_share")[1][0] == 2
+    assert run(plain, "blocks_share", order="reverse")[1][0] == 0
+    assert {run(plain, "blocks_share", order="random", seed=seed)[1][0] for seed in range(20)} == {0, 1, 2}
+
+
+def test_preemption_shows_what_no_order_of_whole_threads_does(checked):
+    # Of blocks that meet nowhere, each thread runs to its end at once, unless another comes between its accesses.
+    def seen(**schedule: object) -> float:
+        a, b, flags = np.zeros(256, np.float32), np.zeros(256, np.float32), np.zeros(4, np.uint32)
+        checked.launch("run_case", NAMES.index("right_tickets"), a, b, flags, order="random", **schedule)
+        return b[:96].max()
+
+    assert {seen(seed=seed) for seed in range(5)} == {0}
+    assert max(seen(seed=seed, preempt=3) for seed in range(5)) > 0
+
+
 def test_a_cuda_error_of_the_launch_is_raised(checked):
     with pytest.raises(RuntimeError, match="functions_float: CUDA error"):
         checked.launch("functions_float", None, None, 0)

@@ -206,6 +206,12 @@ __global__ void right_atomics(float* a, float*, unsigned* flags) {
   atomicMax(&flags[0], unsigned(a[0] > 0));
 }
 
+// How many threads took a ticket between two of this thread's.
+__global__ void right_tickets(float*, float* b, unsigned* flags) {
+  const unsigned first = atomicAdd(&flags[0], 1u), second = atomicAdd(&flags[0], 1u);
+  b[blockIdx.x * blockDim.x + threadIdx.x] = float(second - first - 1);
+}
+
 __global__ void right_grid_barrier(float* a, float* b, unsigned*) {
   const int i = int(blockIdx.x * blockDim.x + threadIdx.x), n = int(gridDim.x * blockDim.x);
   b[i] = a[i];
@@ -414,6 +420,7 @@ const Case kCases[] = {
     CASE(right_votes, 1, 64),
     CASE(blocks_share, 3, 32),
     CASE(right_atomics, 3, 64),
+    CASE(right_tickets, 3, 32, true),
     CASE(right_grid_barrier, 4, 64, true),
     CASE(missing_grid_barrier, 4, 64, true),
     CASE(right_hand_over, 2, 64, true),

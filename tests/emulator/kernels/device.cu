@@ -11,45 +11,21 @@ __device__ void take(unsigned (&registers)[N], const unsigned* all) {
   for (int i = 0; i < N; ++i) registers[i] = all[threadIdx.x * N + i];
 }
 
-struct Half16 {
-  static constexpr int kA = 4, kB = 2;
-  __device__ static void multiply(float (&d)[4], const unsigned (&a)[kA], const unsigned (&b)[kB]) {
-#if FUSEDRNN_ARCH >= 800
-    mma_m16n8k16<__half>(d, a, b);
-#endif
-  }
-};
-struct BFloat16 {
-  static constexpr int kA = 4, kB = 2;
-  __device__ static void multiply(float (&d)[4], const unsigned (&a)[kA], const unsigned (&b)[kB]) {
-#if FUSEDRNN_ARCH >= 800
-    mma_m16n8k16<__nv_bfloat16>(d, a, b);
-#endif
-  }
-};
-struct Half8 {
-  static constexpr int kA = 2, kB = 1;
-  __device__ static void multiply(float (&d)[4], const unsigned (&a)[kA], const unsigned (&b)[kB]) {
-    mma_m16n8k8<__half>(d, a, b);
-  }
-};
-struct TensorFloat {
-  static constexpr int kA = 4, kB = 2;
-  __device__ static void multiply(float (&d)[4], const unsigned (&a)[kA], const unsigned (&b)[kB]) {
-#if FUSEDRNN_ARCH >= 800
-    mma_m16n8k8_tf32(d, a, b);
-#endif
-  }
-};
+enum Product { kHalf16, kBFloat16, kHalf8, kTensorFloat };
 
-template <class Product>
+template <Product kind>
 __global__ void multiply(const unsigned* a, const unsigned* b, float* d) {
-  unsigned own_a[Product::kA], own_b[Product::kB];
+  [[maybe_unused]] unsigned own_a[kind == kHalf8 ? 2 : 4], own_b[kind == kHalf8 ? 1 : 2];
   float own_d[4];
   take(own_a, a);
   take(own_b, b);
   for (int i = 0; i < 4; ++i) own_d[i] = d[threadIdx.x * 4 + i];
-  Product::multiply(own_d, own_a, own_b);
+  if constexpr (kind == kHalf8) mma_m16n8k8<__half>(own_d, own_a, own_b);
+#if FUSEDRNN_ARCH >= 800
+  if constexpr (kind == kHalf16) mma_m16n8k16<__half>(own_d, own_a, own_b);
+  if constexpr (kind == kBFloat16) mma_m16n8k16<__nv_bfloat16>(own_d, own_a, own_b);
+  if constexpr (kind == kTensorFloat) mma_m16n8k8_tf32(own_d, own_a, own_b);
+#endif
   for (int i = 0; i < 4; ++i) d[threadIdx.x * 4 + i] = own_d[i];
 }
 
@@ -77,7 +53,7 @@ __global__ void copy(const unsigned char* from, unsigned char* to) {
   for (int i = 0; i < Bytes; ++i) to[threadIdx.x * Bytes + i] = tile[threadIdx.x * Bytes + i];
 }
 
-__global__ void round_to_tf32(const float* values, unsigned* bits) {
+__global__ void round_to_tf32([[maybe_unused]] const float* values, [[maybe_unused]] unsigned* bits) {
 #if FUSEDRNN_ARCH >= 800
   bits[threadIdx.x] = to_tf32(values[threadIdx.x]);
 #endif
@@ -88,8 +64,8 @@ const Launch kWarp{dim3(1), dim3(32)};
 }  // namespace
 
 cudaError_t multiply_registers(int kind, const unsigned* a, const unsigned* b, float* d) {
-  void (*const kernels[])(const unsigned*, const unsigned*, float*) = {multiply<Half16>, multiply<BFloat16>,
-                                                                       multiply<Half8>, multiply<TensorFloat>};
+  void (*const kernels[])(const unsigned*, const unsigned*, float*) = {multiply<kHalf16>, multiply<kBFloat16>,
+                                                                       multiply<kHalf8>, multiply<kTensorFloat>};
   return launch(kWarp, kernels[kind], a, b, d);
 }
 

@@ -18,6 +18,8 @@ size_t with_gap(size_t bytes) { return (bytes + kAlignment - 1) / kAlignment * k
 
 std::map<const char*, size_t> allocations;
 std::multimap<size_t, char*> free_blocks;  // by size with gap
+
+#if defined(EMULATOR_CHECKED)
 size_t arena_used;
 
 char* from_arena(size_t bytes) {
@@ -39,6 +41,7 @@ char* from_arena(size_t bytes) {
   arena_used += size;
   return p;
 }
+#endif
 
 }  // namespace
 
