@@ -155,7 +155,7 @@ class ForwardPass : Pass<Cell, T> {
     if (a.saved.p && !native) saved_room = arena.template take<T>(steps * a.B * Cell::kSaved * a.H);
   }
 
-  void run(CellKind kind) {
+  void run() {
     const Factor recurrent{a.w_hh, a.type, G, a.H, a.H, a.H, 1};
     const bool few = P::few_rows(a);
     f.steps = a.T, f.B = a.B, f.H = a.H, f.reverse = a.reverse;
@@ -163,7 +163,7 @@ class ForwardPass : Pass<Cell, T> {
     f.h_n = P::result(a.h_n, a.B, a.H), f.c_n = P::result(a.c_n, a.B, a.H);
     f.b_ih = P::packed_bias(a.b_ih, a), f.b_hh = P::packed_bias(a.b_hh, a);
     f.w_hh = recurrent, f.weights = few ? nullptr : P::packed(recurrent);
-    f.states = arena.template take<T>(k.forward_states(kind, a.B, a.H));
+    f.states = arena.template take<T>(k.forward_states(a.kind, a.B, a.H));
     if (a.tokens)
       project_table();
     else if (!few)
@@ -171,8 +171,8 @@ class ForwardPass : Pass<Cell, T> {
     // At least once: a sequence of no steps hands the states through.
     for (int64_t k0 = 0; k0 == 0 || k0 < a.T; k0 += steps) {
       const Chunk c = P::chunk(a, k0, std::min(a.T, k0 + steps));
-      prepare(kind, c);
-      run_steps(kind);
+      prepare(c);
+      run_steps();
       finish(c);
       if (a.T == 0) break;
     }
@@ -196,12 +196,12 @@ class ForwardPass : Pass<Cell, T> {
     f.tokens = a.tokens;
   }
 
-  void run_steps(CellKind kind) {
+  void run_steps() {
     const Timed timed(kLoop);
-    k.forward(kind, f, runner);
+    k.forward(a.kind, f, runner);
   }
 
-  void prepare(CellKind kind, const Chunk& c) {
+  void prepare(const Chunk& c) {
     const auto chunk = [&](T* p, int64_t columns) { return P::buffer(p, c.t0, a.B, columns).template as<T>(); };
     const Steps<T> none{nullptr, 0, 0};
     f.first = c.k0, f.last = c.k1;
@@ -213,7 +213,7 @@ class ForwardPass : Pass<Cell, T> {
     const Steps<T> gates_of = in_saved() ? f.saved : in_y() ? f.y : chunk(gate_room, gates);
     const Timed timed(kProject);
     if (w_ih)
-      k.project(kind, {c.t0, c.t1, a.B, a.I, a.H, x, w_ih, gates_of}, runner);
+      k.project(a.kind, {c.t0, c.t1, a.B, a.I, a.H, x, w_ih, gates_of}, runner);
     else
       k.few_products(x.at(c.t0), c.steps() * a.B, input(), gates_of.at(c.t0), gates_of.row, runner);
     f.x = {gates_of.p, gates_of.step, gates_of.row};
@@ -289,20 +289,20 @@ class BackwardPass : Pass<Cell, T> {
     h0 = given_or_zeros(a.h0), c0 = Cell::kHasCellState ? given_or_zeros(a.c0) : nullptr;
   }
 
-  void run(CellKind kind) {
+  void run() {
     f.steps = a.T, f.B = a.B, f.H = a.H, f.reverse = a.reverse;
     f.h0 = P::dense(h0, a.type, a.B, a.H), f.c0 = P::dense(c0, a.type, a.B, a.H);
     f.dh_n = P::dense(a.dh_n, a.type, a.B, a.H), f.dc_n = P::dense(a.dc_n, a.type, a.B, a.H);
     f.dh0 = P::result(a.dh0, a.B, a.H), f.dc0 = P::result(a.dc0, a.B, a.H);
     f.w_hh = {a.w_hh, a.type, 1, a.H, gates, 1, a.H};
     f.weights = native && P::few_rows(a) ? nullptr : w_hh = P::packed(f.w_hh);
-    f.states = arena.template take<T>(k.backward_states(kind, a.B, a.H));
+    f.states = arena.template take<T>(k.backward_states(a.kind, a.B, a.H));
     if (by_token) std::fill_n(by_token, a.V * gates, T(0));
     if (a.dx.p) pack_w_ih();
     if (recomputes) prepare_again();
     for (int64_t k1 = a.T; k1 == a.T || k1 > 0; k1 -= steps) {
       const Chunk c = P::chunk(a, std::max<int64_t>(0, k1 - steps), k1);
-      run_chunk(kind, c);
+      run_chunk(c);
       if (a.T == 0) break;
     }
     if (by_token) table_gradients();
@@ -317,7 +317,7 @@ class BackwardPass : Pass<Cell, T> {
     return zeros;
   }
 
-  void run_chunk(CellKind kind, const Chunk& c) {
+  void run_chunk(const Chunk& c) {
     // With the step that comes before the chunk in the order of running.
     const int64_t t0 = a.reverse || c.k0 == 0 ? c.t0 : c.t0 - 1, t1 = a.reverse && c.k0 > 0 ? c.t1 + 1 : c.t1;
     f.first = c.k0, f.last = c.k1;
@@ -328,18 +328,18 @@ class BackwardPass : Pass<Cell, T> {
     // One step more than the chunk has: the one that is run after it.
     const int64_t first = a.reverse ? c.t0 - 1 : c.t0;
     f.delta = P::buffer(delta, first, a.B, width).template as<T>();
-    run_steps(kind);
+    run_steps();
     if (c.steps() > 0) {
       gradients(c);
       std::copy_n(f.delta.at(a.reverse ? c.t1 - 1 : c.t0), a.B * width, a.reverse ? delta : delta + steps_before(c));
     }
   }
-  // Where the next chunk, which has steps_of(c.k0) steps, looks for the step that is run after it.
+  // Where the next chunk, which has up to `steps` steps, looks for the step that is run after it.
   int64_t steps_before(const Chunk& c) const { return std::min(steps, c.k0) * a.B * width; }
 
-  void run_steps(CellKind kind) {
+  void run_steps() {
     const Timed timed(kLoop);
-    k.backward(kind, f, runner);
+    k.backward(a.kind, f, runner);
   }
 
   void gradients(const Chunk& c) {
@@ -489,12 +489,12 @@ void with_cell(CellKind kind, const F& f) {
 template <class T>
 void run_layer(const LayerForward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena) {
   const Timed timed(kWhole);
-  with_cell(a.kind, [&](auto cell) { ForwardPass<decltype(cell), T>(a, k, runner, arena).run(a.kind); });
+  with_cell(a.kind, [&](auto cell) { ForwardPass<decltype(cell), T>(a, k, runner, arena).run(); });
 }
 template <class T>
 void run_layer(const LayerBackward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena) {
   const Timed timed(kWhole);
-  with_cell(a.kind, [&](auto cell) { BackwardPass<decltype(cell), T>(a, k, runner, arena).run(a.kind); });
+  with_cell(a.kind, [&](auto cell) { BackwardPass<decltype(cell), T>(a, k, runner, arena).run(); });
 }
 
 template void run_layer<float>(const LayerForward&, const Kernels<float>&, const Runner&, const Arena&);
