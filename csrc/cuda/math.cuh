@@ -55,8 +55,8 @@ FUSEDRNN_INLINE double tanh(double x) { return ::tanh(x); }
 FUSEDRNN_INLINE float relu(float x) { return x < 0 ? 0.0f : x; }
 FUSEDRNN_INLINE double relu(double x) { return x < 0 ? 0.0 : x; }
 
-// x where y > 0, else zero.
-FUSEDRNN_INLINE float where_positive(float y, float x) { return y > 0 ? x : 0.0f; }
-FUSEDRNN_INLINE double where_positive(double y, double x) { return y > 0 ? x : 0.0; }
+// x where y > 0 or y is NaN, else zero: the gradient of relu, as torch defines it.
+FUSEDRNN_INLINE float where_positive(float y, float x) { return y <= 0 ? 0.0f : x; }
+FUSEDRNN_INLINE double where_positive(double y, double x) { return y <= 0 ? 0.0 : x; }
 
 }  // namespace fusedrnn

@@ -38,7 +38,7 @@ def test_functions_at_the_edges(emulator, dtype):
     np.testing.assert_array_equal(sigmoid, np.array([1, 0, np.nan, 0.5, 0.5, 1, 0], dtype))
     np.testing.assert_array_equal(tanh, np.array([1, -1, np.nan, 0, 0, 1, -1], dtype))
     np.testing.assert_array_equal(relu, np.array([np.inf, 0, np.nan, 0, 0, 1e4, 0], dtype))
-    np.testing.assert_array_equal(where, np.array([2, 0, 0, 0, 0, 2, 0], dtype))
+    np.testing.assert_array_equal(where, np.array([2, 0, 2, 0, 0, 2, 0], dtype))
 
 
 def sigmoid(x):
