@@ -15,7 +15,7 @@ struct Steps {
   int64_t step, row;
 
   FUSEDRNN_INLINE P* at(int64_t t, int64_t b = 0) const { return p + t * step + b * row; }
-  explicit operator bool() const { return p != nullptr; }
+  FUSEDRNN_INLINE explicit operator bool() const { return p != nullptr; }
 };
 
 // The step that is run as the k-th.

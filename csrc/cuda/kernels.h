@@ -2,12 +2,18 @@
 //
 // T is how tensors are stored: double, float, __half or __nv_bfloat16. Half types are computed in float.
 #pragma once
+#include <cuda_runtime_api.h>
+
 #include <cstdint>
+#include <type_traits>
 
 #include "../sequence.h"
+#include "block_shape.h"
 
 namespace fusedrnn {
 namespace cuda {
+
+enum CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
 
 // The time loop of one layer in one direction. Rows of x hold w_ih x without bias; states are [B, H].
 template <class T>
@@ -35,6 +41,32 @@ struct Backward {
   Steps<T> delta;  // kDeltas of H: gradients of the pre-activations
   T *dh0, *dc0;    // or null where they are not wanted
 };
+
+// What the kernels of single steps carry from one to the next, unrounded: each [B, H], and null where the cell has no
+// use for it. Forward: h of cells that keep a direct path, c of those with a cell state. Backward: of the same cells,
+// the part of dh that does not pass w_hh, and dc. The first step that is run writes them without reading.
+template <class T>
+struct Carried {
+  using F = std::conditional_t<std::is_same_v<T, double>, double, float>;
+  F *h, *c;
+};
+
+// One step, the k-th that forward runs, after the product of the state before it and w_hh: [B, G H], or null for zeros.
+// Writes the final state with the last step.
+template <class T>
+cudaError_t step_forward(CellKind cell, const Forward<T>& a, int64_t k, const typename Carried<T>::F* product,
+                         const Carried<T>& carried, cudaStream_t stream);
+// The same step backward: the product of the recurrent deltas of the step run after it and w_hh is [B, H], or null for
+// the last. k = -1, after the first step, writes the gradients of the initial states.
+template <class T>
+cudaError_t step_backward(CellKind cell, const Backward<T>& a, int64_t k, const typename Carried<T>::F* product,
+                          const Carried<T>& carried, cudaStream_t stream);
+
+// The whole sequence in one launch, of a shape that fits (block_shape.h). T is float, __half or __nv_bfloat16.
+template <class T>
+cudaError_t block_forward(CellKind cell, const Forward<T>& a, const BlockShape& shape, cudaStream_t stream);
+template <class T>
+cudaError_t block_backward(CellKind cell, const Backward<T>& a, const BlockShape& shape, cudaStream_t stream);
 
 }  // namespace cuda
 }  // namespace fusedrnn
