@@ -1,0 +1,154 @@
+// Runs the kernels of csrc/cuda over a sequence: the block kernels in one launch, or those of single steps in a loop
+// with a product between them that is as plain as can be.
+#include "csrc/cuda/cells.cuh"
+#include "csrc/cuda/kernels.h"
+#include "recurrence.h"
+
+using namespace fusedrnn;
+using namespace fusedrnn::cuda;
+
+namespace {
+
+// c[b][n] = sum over m of a[b][m] w[m][n], or of w[n][m].
+template <class T>
+__global__ void multiply(const T* a, int64_t stride, const T* w, Compute<T>* c, int M, int N, bool transposed) {
+  const int b = int(blockIdx.x), n = int(threadIdx.x);
+  Compute<T> sum = 0;
+  for (int m = 0; m < M; ++m) {
+    const int at = transposed ? n * M + m : m * N + n;
+    sum += to_compute(a[b * stride + m]) * to_compute(w[at]);
+  }
+  c[b * N + n] = sum;
+}
+
+template <class P>
+P* as(const void* p) {
+  return static_cast<P*>(const_cast<void*>(p));
+}
+
+struct Sizes {
+  int64_t T, B, H;
+  bool reverse, batch_first;
+
+  template <class P>
+  Steps<P> steps(const void* p, int64_t width) const {
+    return {as<P>(p), batch_first ? width : B * width, batch_first ? T * width : width};
+  }
+};
+
+int gates_of(int cell) { return cell == kLstm ? Lstm::kGates : cell == kGru ? Gru::kGates : 1; }
+int saved_of(int cell) { return cell == kLstm ? Lstm::kSaved : cell == kGru ? Gru::kSaved : 0; }
+int deltas_of(int cell) { return cell == kLstm ? Lstm::kDeltas : cell == kGru ? Gru::kDeltas : 1; }
+int recurrent_delta_of(int cell) { return cell == kGru ? Gru::kRecurrentDelta : 0; }
+
+template <class T>
+cudaError_t forward_steps(CellKind cell, const Forward<T>& a, Compute<T>* product, const Carried<T>& carried) {
+  const int G = gates_of(cell);
+  for (int64_t k = 0; k < a.steps; ++k) {
+    const T* h = k > 0 ? a.y.at(step_of(k - 1, a.steps, a.reverse)) : a.h0;
+    const int64_t stride = k > 0 ? a.y.row : a.H;
+    cudaError_t error = cudaSuccess;
+    if (h)
+      error = launch({dim3(unsigned(a.B)), dim3(unsigned(G * a.H))}, multiply<T>, h, stride, a.w_hh, product, int(a.H),
+                     int(G * a.H), true);
+    if (error == cudaSuccess) error = step_forward<T>(cell, a, k, h ? product : nullptr, carried, nullptr);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+template <class T>
+cudaError_t backward_steps(CellKind cell, const Backward<T>& a, Compute<T>* product, const Carried<T>& carried) {
+  const int G = gates_of(cell);
+  for (int64_t k = a.steps - 1; k >= -1; --k) {
+    const bool last = k == a.steps - 1;
+    cudaError_t error = cudaSuccess;
+    if (!last) {
+      const T* delta = a.delta.at(step_of(k + 1, a.steps, a.reverse)) + recurrent_delta_of(cell) * a.H;
+      error = launch({dim3(unsigned(a.B)), dim3(unsigned(a.H))}, multiply<T>, delta, a.delta.row, a.w_hh, product,
+                     int(G * a.H), int(a.H), false);
+    }
+    if (error == cudaSuccess) error = step_backward<T>(cell, a, k, last ? nullptr : product, carried, nullptr);
+    if (error != cudaSuccess) return error;
+  }
+  return cudaSuccess;
+}
+
+// f(T()) of the type with this number.
+template <class F>
+cudaError_t with_type(int type, const F& f) {
+  switch (type) {
+    case 0: return f(double());
+    case 1: return f(float());
+    case 2: return f(__half());
+    default: return f(__nv_bfloat16());
+  }
+}
+
+}  // namespace
+
+cudaError_t run_forward(int cell, int type, int rows_per_thread, int groups, int64_t steps, int64_t B, int64_t H,
+                        bool reverse, bool batch_first, const void* x, const void* h0, const void* c0, const void* w_hh,
+                        const void* b_ih, const void* b_hh, void* y, void* c, void* saved, void* h_n, void* c_n,
+                        void* product, void* carried_h, void* carried_c) {
+  const Sizes sizes{steps, B, H, reverse, batch_first};
+  return with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const Forward<T> a{steps,
+                       B,
+                       H,
+                       reverse,
+                       sizes.steps<const T>(x, gates_of(cell) * H),
+                       sizes.steps<T>(y, H),
+                       sizes.steps<T>(c, H),
+                       sizes.steps<T>(saved, saved_of(cell) * H),
+                       as<const T>(h0),
+                       as<const T>(c0),
+                       as<T>(h_n),
+                       as<T>(c_n),
+                       as<const T>(w_hh),
+                       as<const T>(b_ih),
+                       as<const T>(b_hh)};
+    using F = Compute<T>;
+    if (rows_per_thread == 0)
+      return forward_steps<T>(CellKind(cell), a, as<F>(product), {as<F>(carried_h), as<F>(carried_c)});
+    if constexpr (std::is_same_v<T, double>)
+      return cudaErrorInvalidValue;
+    else
+      return block_forward<T>(CellKind(cell), a, {rows_per_thread, groups}, nullptr);
+  });
+}
+
+cudaError_t run_backward(int cell, int type, int rows_per_thread, int groups, int64_t steps, int64_t B, int64_t H,
+                         bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
+                         const void* h0, const void* c0, const void* dy, const void* dh_n, const void* dc_n,
+                         const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,
+                         void* carried_c) {
+  const Sizes sizes{steps, B, H, reverse, batch_first};
+  return with_type(type, [&](auto zero) {
+    using T = decltype(zero);
+    const Backward<T> a{steps,
+                        B,
+                        H,
+                        reverse,
+                        sizes.steps<const T>(saved, saved_of(cell) * H),
+                        sizes.steps<const T>(y, H),
+                        sizes.steps<const T>(c, H),
+                        as<const T>(h0),
+                        as<const T>(c0),
+                        sizes.steps<const T>(dy, H),
+                        as<const T>(dh_n),
+                        as<const T>(dc_n),
+                        as<const T>(w_hh),
+                        sizes.steps<T>(delta, deltas_of(cell) * H),
+                        as<T>(dh0),
+                        as<T>(dc0)};
+    using F = Compute<T>;
+    if (rows_per_thread == 0)
+      return backward_steps<T>(CellKind(cell), a, as<F>(product), {as<F>(carried_h), as<F>(carried_c)});
+    if constexpr (std::is_same_v<T, double>)
+      return cudaErrorInvalidValue;
+    else
+      return block_backward<T>(CellKind(cell), a, {rows_per_thread, groups}, nullptr);
+  });
+}
