@@ -109,7 +109,7 @@ struct Block {
 };
 
 template <class Cell, class T, int Rows>
-__global__ void __launch_bounds__(kBlockThreads) block_forward_kernel(Forward<T> a) {
+__global__ void __launch_bounds__(kBlockThreads, 1) block_forward_kernel(Forward<T> a) {
   DYNAMIC_SHARED(carver);
   const Block<T, false, Cell::kGates, Rows> block(carver, a.H);
   const int64_t j = block.unit, b0 = int64_t(blockIdx.x) * Rows * blockDim.y + block.row;
@@ -149,7 +149,7 @@ __global__ void __launch_bounds__(kBlockThreads) block_forward_kernel(Forward<T>
 }
 
 template <class Cell, class T, int Rows>
-__global__ void __launch_bounds__(kBlockThreads) block_backward_kernel(Backward<T> a) {
+__global__ void __launch_bounds__(kBlockThreads, 1) block_backward_kernel(Backward<T> a) {
   DYNAMIC_SHARED(carver);
   const Block<T, true, Cell::kGates, Rows> block(carver, a.H);
   const int64_t j = block.unit, b0 = int64_t(blockIdx.x) * Rows * blockDim.y + block.row;
