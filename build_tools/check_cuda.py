@@ -24,7 +24,8 @@ def compile_one(source: Path, architecture: int, folder: str) -> tuple[bool, str
     command = ["nvcc", *FLAGS, f"-arch=sm_{architecture}", str(source), "-o", str(to)]
     done = subprocess.run(command, stdout=subprocess.PIPE, stderr=subprocess.STDOUT, text=True)
     if done.returncode:
-        return False, f"sm_{architecture} {source.name}: failed\n{done.stdout}"
+        said = [line for line in done.stdout.splitlines() if not line.startswith(("ptxas info", "    "))]
+        return False, "\n".join([f"sm_{architecture} {source.name}: failed", *said])
     registers = [int(n) for n in re.findall(r"Used (\d+) registers", done.stdout)]
     return True, f"sm_{architecture} {source.name}: {len(registers)} kernels, at most {max(registers)} registers"
 

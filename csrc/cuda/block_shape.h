@@ -16,7 +16,7 @@ struct BlockShape {
   FUSEDRNN_INLINE int rows() const { return rows_per_thread * groups; }
 };
 
-constexpr int kBlockThreads = 512;  // at most, which leaves each thread 128 registers
+constexpr int kBlockThreads = 384;  // at most, which leaves each thread 168 registers
 constexpr int kManyRows = 4;        // the rows a thread may have, besides 1
 
 FUSEDRNN_INLINE int block_units(int64_t H) { return int((H + 31) / 32 * 32); }

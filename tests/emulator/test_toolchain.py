@@ -104,6 +104,15 @@ def test_nvcc_compiles_every_kernel_for_every_architecture_without_a_warning_or_
     assert {architecture: text for architecture, text in said.items() if text} == {}
 
 
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+def test_nvcc_compiles_the_time_loops_for_an_old_and_a_new_architecture():
+    script = toolchain.SOURCE / "build_tools" / "check_cuda.py"
+    if not script.exists():
+        pytest.skip("no build_tools/ beside tests/: not a source tree")
+    done = run([sys.executable, str(script), "--arch", "75", "90"])
+    assert done.returncode == 0, done.stdout
+
+
 def test_what_is_missing_is_a_reason_to_skip(monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
     attempt.cache_clear()
