@@ -16,7 +16,7 @@ from pathlib import Path
 
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
-FLAGS = "-std=c++17 -Werror all-warnings -Xptxas -v,-warn-spills,-warn-lmem-usage,-Werror -cubin".split()
+FLAGS = ["-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror", "-cubin"]
 
 
 def compile_one(source: Path, architecture: int, folder: str) -> tuple[bool, str]:
@@ -39,7 +39,7 @@ def main() -> int:
     jobs = [(SOURCES / name, architecture) for architecture in options.arch for name in options.sources]
     right = True
     with tempfile.TemporaryDirectory() as folder, ThreadPoolExecutor(options.jobs) as pool:
-        for passed, said in pool.map(lambda job: compile_one(*job, folder), jobs):
+        for passed, said in pool.map(lambda job: compile_one(job[0], job[1], folder), jobs):
             right = right and passed
             print(said, flush=True)
     return 0 if right else 1
