@@ -1,0 +1,92 @@
+// How the persistent kernel of grid.cuh is laid out over a GPU: a pure function of numbers, known before a launch.
+#pragma once
+#include <cstdint>
+
+#include "../inline.h"
+
+namespace fusedrnn {
+namespace cuda {
+
+constexpr int kTileColumns = 8;  // columns of a product that one fragment of weights serves
+constexpr int kPassRows = 16;    // batch rows that are multiplied before the gate math runs on them
+constexpr int kChunkBytes = 64;  // of a row of h or delta, that one fragment of weights serves
+
+// Warps of a block, tiles that a warp sums side by side, and chunks of them whose weights stay in registers.
+template <int Warps, int Tiles, int RegisterChunks>
+struct GridShape {
+  static constexpr int kWarps = Warps, kTiles = Tiles, kRegisterChunks = RegisterChunks;
+  static_assert(RegisterChunks >= 1, "the first chunk is always there");
+};
+// 32 fragments of 16 bytes are half of a thread's registers, and 128 KiB of weights a block.
+using GridNarrow = GridShape<8, 1, 32>;
+using GridWide = GridShape<8, 4, 8>;
+
+// What runs at once, asked of the device: blocks (one a multiprocessor) and the shared memory that one may ask for.
+struct GridLimits {
+  int blocks;
+  int64_t shared_bytes;
+};
+
+struct GridPlan {
+  bool fits;
+  int blocks, units;          // hidden units of a block; the last may have fewer
+  int groups;                 // times that a warp goes over its share of K, each time for kTiles tiles
+  int chunks;                 // of K
+  int slots, shared_slots;    // chunks of a warp that are not in registers; those in shared memory, the rest streamed
+  int64_t shared_bytes, workspace_bytes;
+};
+
+// What is asked of a plan. Forward multiplies [B, H] by the G columns of each unit, backward [B, G H] by one.
+struct GridProblem {
+  int64_t B, H;
+  int gates, value_bytes;
+  bool backward;
+
+  FUSEDRNN_INLINE int columns_of_unit() const { return backward ? 1 : gates; }
+  FUSEDRNN_INLINE int64_t K() const { return backward ? gates * H : H; }
+};
+
+FUSEDRNN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
+
+// Columns of a block that holds every unit once, in whole tiles.
+FUSEDRNN_INLINE int64_t grid_tiles(const GridLimits& limits, const GridProblem& p) {
+  return divide_up(divide_up(p.H, limits.blocks) * p.columns_of_unit(), kTileColumns);
+}
+
+// Bytes in front of the weights: partial sums, two states of each unit, two biases of each column.
+FUSEDRNN_INLINE int64_t grid_fixed_bytes(const GridProblem& p, int64_t units, int64_t columns, int warps) {
+  const int64_t sums = int64_t(warps) * kPassRows * columns, states = 2 * p.B * units, biases = 2 * columns;
+  return 4 * (sums + states + biases) + 4 * 16;
+}
+
+// Units fill the tiles of a block: the same product on fewer blocks, whose barrier is cheaper.
+template <class Shape>
+GridPlan grid_blocks(const GridLimits& limits, const GridProblem& p) {
+  GridPlan plan{};
+  if (limits.blocks < 1 || p.H < 1 || p.B < 1) return plan;
+  const int64_t tiles = divide_up(grid_tiles(limits, p), Shape::kTiles) * Shape::kTiles;
+  const int64_t units = tiles * kTileColumns / p.columns_of_unit(), columns = tiles * kTileColumns;
+  const int64_t chunks = divide_up(p.K() * p.value_bytes, kChunkBytes), own = divide_up(chunks, Shape::kWarps);
+  const int64_t kept = own < Shape::kRegisterChunks ? own : Shape::kRegisterChunks;
+  const int64_t slots = tiles / Shape::kTiles * own - kept;
+  const int64_t slot_bytes = int64_t(Shape::kWarps) * Shape::kTiles * 32 * 16;
+  const int64_t free_bytes = limits.shared_bytes - grid_fixed_bytes(p, units, columns, Shape::kWarps);
+  if (free_bytes < 0) return plan;
+  const int64_t shared = free_bytes / slot_bytes < slots ? free_bytes / slot_bytes : slots;
+  plan.fits = true;
+  plan.blocks = int(divide_up(p.H, units)), plan.units = int(units);
+  plan.groups = int(tiles / Shape::kTiles), plan.chunks = int(chunks);
+  plan.slots = int(slots), plan.shared_slots = int(shared);
+  plan.shared_bytes = limits.shared_bytes - free_bytes + shared * slot_bytes;
+  plan.workspace_bytes = 256 + 2 * p.B * chunks * kChunkBytes + plan.blocks * (slots - shared) * slot_bytes;
+  return plan;
+}
+
+// With the shape that serves the problem: what is shipped.
+FUSEDRNN_INLINE bool grid_is_wide(const GridLimits& limits, const GridProblem& p) { return grid_tiles(limits, p) > 1; }
+FUSEDRNN_INLINE GridPlan grid_blocks(const GridLimits& limits, const GridProblem& p) {
+  return grid_is_wide(limits, p) ? grid_blocks<GridWide>(limits, p) : grid_blocks<GridNarrow>(limits, p);
+}
+
+}  // namespace cuda
+}  // namespace fusedrnn

@@ -1,0 +1,264 @@
+// The product of the persistent kernel: 16 rows of an exchanged matrix [B, K] times the weights that a block keeps.
+//
+// K is cut into chunks of 64 bytes, and chunk c belongs to warp c % kWarps. Columns are cut into tiles of eight. A
+// fragment is what a lane holds of the weights of one tile and one chunk: with g = lane / 4 and q = lane % 4, the 16
+// bytes at byte 16 q of the chunk, in column g. The rows to multiply by are read in the same way, 16 bytes at byte 16 q
+// of the chunk, so that both go from memory into a product as they are: a matrix product does not care in which order K
+// is summed, and mma calls the 16 bytes of q what it calls columns 2q, 2q + 1, 2q + 8, 2q + 9 (of TF32: q, q + 4) of
+// one k-step and then of the next. No ldmatrix, no staging in shared memory: each element of a row is read once a
+// block.
+//
+// Where fragments live: those of the first kRegisterChunks chunks of a warp (of its first group of tiles) in registers,
+// those that shared memory has room for there, the rest in global memory, packed, where they are read from L2 each step.
+// A thread writes and reads its own fragments alone, so none of this needs a barrier, and neighbours read neighbouring
+// 16 bytes.
+//
+// Order of sums, fixed: a thread adds its chunks in ascending order, then (FMA) lanes q are added as a tree, or inside
+// the mma instruction, then whoever reads the partial sums adds warps in ascending order.
+#pragma once
+#include <cstring>
+#include <type_traits>
+
+#include "device.cuh"
+#include "grid_plan.h"
+#include "math.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+// An array that is cut out of a register, and back: 16 bytes of T.
+template <class T>
+struct Values {
+  static constexpr int kCount = 16 / int(sizeof(T));
+  T v[kCount];
+
+  static FUSEDRNN_DEVICE Values of(const uint4& bits) {
+    Values values;
+    memcpy(values.v, &bits, 16);
+    return values;
+  }
+  FUSEDRNN_DEVICE uint4 bits() const {
+    uint4 all;
+    memcpy(&all, v, 16);
+    return all;
+  }
+};
+
+// A value as it is multiplied: TF32 is rounded when it is written, once, and not by each block that reads it.
+template <class T, bool Tf32>
+FUSEDRNN_DEVICE T as_operand(T v) {
+#if FUSEDRNN_ARCH >= 800
+  if constexpr (Tf32) return __uint_as_float(to_tf32(v));
+#endif
+  return v;
+}
+
+// Rows of the exchanged matrix: row b is at p + b pitch, zero beyond its K.
+template <class T>
+struct Exchanged {
+  T* p;
+  int64_t pitch;
+
+  // Past L1, which may hold what the row was two steps ago. Rows that are not there are zero.
+  FUSEDRNN_DEVICE uint4 load(int64_t row, int64_t rows, int chunk, int chunks) const {
+    constexpr int kChunk = kChunkBytes / int(sizeof(T));
+    if (row >= rows || chunk >= chunks) return uint4{0, 0, 0, 0};
+    const T* from = p + row * pitch + int64_t(chunk) * kChunk + threadIdx.x % 4 * Values<T>::kCount;
+    return __ldcg(reinterpret_cast<const uint4*>(from));
+  }
+};
+
+// Partial sums of a pass: [kWarps][kPassRows][columns].
+struct Sums {
+  float* p;
+  int columns;
+  FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * kPassRows + row) * columns; }
+};
+
+// Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
+template <class T, int Tiles>
+struct FmaProduct {
+  static constexpr int kRows = 4, kLoads = 4, kAhead = 2;
+  float d[Tiles][kRows] = {};
+  int rows;  // that are there
+
+  explicit FUSEDRNN_DEVICE FmaProduct(int rows) : rows(rows) {}
+  static FUSEDRNN_DEVICE int row_of_load(int i) { return i; }
+
+  FUSEDRNN_DEVICE void multiply(int tile, const uint4 (&loaded)[kLoads], const uint4& weights) {
+    const auto w = Values<T>::of(weights);
+#pragma unroll
+    for (int r = 0; r < kRows; ++r) {
+      if (r >= rows) break;
+      const auto a = Values<T>::of(loaded[r]);
+#pragma unroll
+      for (int i = 0; i < Values<T>::kCount; ++i) d[tile][r] += to_compute(a.v[i]) * to_compute(w.v[i]);
+    }
+  }
+  FUSEDRNN_DEVICE void store(const Sums& sums, int warp, int row, int column) {
+    const int lane = int(threadIdx.x % 32);
+#pragma unroll
+    for (int tile = 0; tile < Tiles; ++tile)
+#pragma unroll
+      for (int r = 0; r < kRows; ++r) {
+        float v = d[tile][r];
+        v += __shfl_xor_sync(~0u, v, 1);
+        v += __shfl_xor_sync(~0u, v, 2);
+        // A row to each of the four lanes that have the sum.
+        if (lane % 4 == r && r < rows) sums.at(warp, row + r)[column + tile * kTileColumns + lane / 4] = v;
+      }
+  }
+};
+
+// Sixteen rows at a time on tensor cores.
+template <class T, int Tiles>
+struct MmaProduct {
+  static constexpr int kRows = 16, kLoads = 2, kAhead = 4;
+  float d[Tiles][4] = {};
+  int rows;  // that are there
+
+  explicit FUSEDRNN_DEVICE MmaProduct(int rows) : rows(rows) {}
+  static FUSEDRNN_DEVICE int row_of_load(int i) { return int(threadIdx.x % 32 / 4) + 8 * i; }
+
+  FUSEDRNN_DEVICE void multiply(int tile, const uint4 (&loaded)[kLoads], const uint4& w) {
+    const uint4 &low = loaded[0], &high = loaded[1];
+#if FUSEDRNN_ARCH >= 800
+    step(d[tile], {low.x, high.x, low.y, high.y}, {w.x, w.y});
+    step(d[tile], {low.z, high.z, low.w, high.w}, {w.z, w.w});
+#else
+    mma_m16n8k8<T>(d[tile], {low.x, high.x}, {w.x});
+    mma_m16n8k8<T>(d[tile], {low.y, high.y}, {w.y});
+    mma_m16n8k8<T>(d[tile], {low.z, high.z}, {w.z});
+    mma_m16n8k8<T>(d[tile], {low.w, high.w}, {w.w});
+#endif
+  }
+  FUSEDRNN_DEVICE void store(const Sums& sums, int warp, int row, int column) {
+    const int g = int(threadIdx.x % 32 / 4), q = int(threadIdx.x % 4);
+#pragma unroll
+    for (int half = 0; half < 2; ++half) {
+      if (g + 8 * half >= rows) continue;
+      float* to = sums.at(warp, row + g + 8 * half) + column + 2 * q;
+#pragma unroll
+      for (int tile = 0; tile < Tiles; ++tile)
+        *reinterpret_cast<float2*>(to + tile * kTileColumns) = float2{d[tile][2 * half], d[tile][2 * half + 1]};
+    }
+  }
+
+ private:
+#if FUSEDRNN_ARCH >= 800
+  static FUSEDRNN_DEVICE void step(float (&d)[4], const unsigned (&a)[4], const unsigned (&b)[2]) {
+    if constexpr (std::is_same_v<T, float>)
+      mma_m16n8k8_tf32(d, a, b);
+    else
+      mma_m16n8k16<T>(d, a, b);
+  }
+#endif
+};
+
+// float32 is exact unless TF32 is allowed; sm_75 has tensor cores for halves alone.
+template <class T, bool Tf32>
+constexpr bool multiplies_on_tensor_cores() {
+#if FUSEDRNN_ARCH >= 800
+  return !std::is_same_v<T, float> || Tf32;
+#else
+  return std::is_same_v<T, __half>;
+#endif
+}
+template <class T, bool Tf32, int Tiles>
+using Product = std::conditional_t<multiplies_on_tensor_cores<T, Tf32>(), MmaProduct<T, Tiles>, FmaProduct<T, Tiles>>;
+
+// The fragments of a thread. Slots count the chunks of a warp that are not in registers, group after group.
+template <class Shape>
+struct Weights {
+  static constexpr int kTiles = Shape::kTiles, kKept = Shape::kRegisterChunks;
+  uint4 kept[kKept][kTiles];
+  uint4 *shared, *streamed;  // of this thread in slot 0; a slot has kSlot fragments
+  int shared_slots;
+  static constexpr int kSlot = Shape::kWarps * kTiles * 32;
+
+  FUSEDRNN_DEVICE static int warp() { return int(threadIdx.x / 32); }
+  FUSEDRNN_DEVICE static int chunk(int j) { return warp() + Shape::kWarps * j; }
+
+  FUSEDRNN_DEVICE Weights(uint4* shared_base, uint4* streamed_base, const GridPlan& plan)
+      : shared_slots(plan.shared_slots) {
+    const int64_t own = warp() * kTiles * 32 + threadIdx.x % 32;
+    shared = shared_base + own;
+    streamed = streamed_base + int64_t(blockIdx.x) * (plan.slots - plan.shared_slots) * kSlot + own;
+  }
+
+  // Takes all weights of the block: weight(column, k) is asked once for each.
+  template <class T, class Weight>
+  FUSEDRNN_DEVICE void take(const GridPlan& plan, const Weight& weight) {
+#pragma unroll
+    for (int j = 0; j < kKept; ++j)
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) kept[j][tile] = fragment<T>(tile, chunk(j), plan.chunks, weight);
+    int slot = 0;
+    for (int group = 0; group < plan.groups; ++group)
+      for (int j = group ? 0 : kKept; chunk(j) < plan.chunks; ++j, ++slot)
+        for (int tile = 0; tile < kTiles; ++tile)
+          slot_at(slot)[tile * 32] = fragment<T>(group * kTiles + tile, chunk(j), plan.chunks, weight);
+  }
+
+  // Partial sums of the P::kRows rows of a from the first, which are rows `row`.. of the pass.
+  template <class P, class T>
+  FUSEDRNN_DEVICE void multiply(const Exchanged<T>& a, int64_t first, int64_t B, const GridPlan& plan, const Sums& sums,
+                                int row) const {
+    int slot = 0;
+    for (int group = 0; group < plan.groups; ++group) {
+      P product(B - first < P::kRows ? int(B - first) : P::kRows);
+      if (group == 0) multiply_kept(product, a, first, B, plan.chunks);
+      for (int j = group ? 0 : kKept; chunk(j) < plan.chunks; ++j, ++slot) {
+        const uint4* w = slot_at(slot);
+        uint4 rows[P::kLoads];
+        load<P>(rows, a, first, B, chunk(j), plan.chunks);
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows, w[tile * 32]);
+      }
+      product.store(sums, warp(), row, group * kTiles * kTileColumns);
+    }
+  }
+
+ private:
+  FUSEDRNN_DEVICE uint4* slot_at(int slot) const {
+    return slot < shared_slots ? shared + slot * kSlot : streamed + int64_t(slot - shared_slots) * kSlot;
+  }
+
+  template <class T, class Weight>
+  static FUSEDRNN_DEVICE uint4 fragment(int tile, int chunk, int chunks, const Weight& weight) {
+    Values<T> values;
+    const int column = tile * kTileColumns + int(threadIdx.x % 32 / 4);
+    const int64_t k = int64_t(chunk) * (kChunkBytes / int(sizeof(T))) + threadIdx.x % 4 * Values<T>::kCount;
+#pragma unroll
+    for (int i = 0; i < Values<T>::kCount; ++i) values.v[i] = chunk < chunks ? weight(column, k + i) : T(0.0f);
+    return values.bits();
+  }
+
+  template <class P, class T>
+  static FUSEDRNN_DEVICE void load(uint4 (&rows)[P::kLoads], const Exchanged<T>& a, int64_t first, int64_t B, int chunk,
+                                   int chunks) {
+#pragma unroll
+    for (int i = 0; i < P::kLoads; ++i) rows[i] = a.load(first + P::row_of_load(i), B, chunk, chunks);
+  }
+
+  // Several chunks are on their way before the first is multiplied.
+  template <class P, class T>
+  FUSEDRNN_DEVICE void multiply_kept(P& product, const Exchanged<T>& a, int64_t first, int64_t B, int chunks) const {
+    constexpr int kAhead = P::kAhead < kKept ? P::kAhead : kKept;
+    static_assert(kKept % kAhead == 0, "no chunk is left over");
+#pragma unroll
+    for (int j = 0; j < kKept; j += kAhead) {
+      if (chunk(j) >= chunks) break;
+      uint4 rows[kAhead][P::kLoads];
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i) load<P>(rows[i], a, first, B, chunk(j + i), chunks);
+#pragma unroll
+      for (int i = 0; i < kAhead; ++i)
+#pragma unroll
+        for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows[i], kept[j + i][tile]);
+    }
+  }
+};
+
+}  // namespace cuda
+}  // namespace fusedrnn
