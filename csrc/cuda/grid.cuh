@@ -64,18 +64,18 @@ class GridBarrier {
 template <class T>
 struct GridWorkspace {
   unsigned* arrivals;
-  T* exchange[2];
-  int64_t pitch;  // of the rows of exchange
+  T* exchange;              // two of them
+  int64_t pitch, exchanged;  // values of a row, and of one exchange
   uint4* streamed;
 
   GridWorkspace(void* p, const GridPlan& plan, int64_t B) : pitch(plan.chunks * (kChunkBytes / int64_t(sizeof(T)))) {
     auto* bytes = static_cast<unsigned char*>(p);
     arrivals = reinterpret_cast<unsigned*>(bytes);
-    exchange[0] = reinterpret_cast<T*>(bytes + 256);
-    exchange[1] = exchange[0] + B * pitch;
-    streamed = reinterpret_cast<uint4*>(exchange[1] + B * pitch);
+    exchange = reinterpret_cast<T*>(bytes + 256);
+    exchanged = B * pitch;
+    streamed = reinterpret_cast<uint4*>(exchange + 2 * exchanged);
   }
-  FUSEDRNN_DEVICE Exchanged<T> at(int64_t k) const { return {exchange[k & 1], pitch}; }
+  FUSEDRNN_DEVICE Exchanged<T> at(int64_t k) const { return {exchange + (k & 1) * exchanged, pitch}; }
 };
 
 // Shared memory. States of (row, unit): h and c forward; dc, and the part of dh that does not pass w_hh, backward.
@@ -143,7 +143,7 @@ FUSEDRNN_DEVICE void clear_padding(const GridWorkspace<T>& w, int64_t B, int64_t
   const int64_t padding = w.pitch - K;
   for (int64_t i = threadIdx.x; i < B * padding; i += blockDim.x)
     for (int buffer = 0; buffer < 2; ++buffer)
-      w.exchange[buffer][i / padding * w.pitch + K + i % padding] = from_compute<T>(0.0f);
+      w.at(buffer).p[i / padding * w.pitch + K + i % padding] = from_compute<T>(0.0f);
 }
 
 template <class T>

@@ -17,9 +17,9 @@ struct GridShape {
   static constexpr int kWarps = Warps, kTiles = Tiles, kRegisterChunks = RegisterChunks;
   static_assert(RegisterChunks >= 1, "the first chunk is always there");
 };
-// 32 fragments of 16 bytes are half of a thread's registers, and 128 KiB of weights a block.
-using GridNarrow = GridShape<8, 1, 32>;
-using GridWide = GridShape<8, 4, 8>;
+// 12 and 24 fragments of 16 bytes, 48 and 96 of the 255 registers of a thread: more of them spill.
+using GridNarrow = GridShape<8, 1, 12>;
+using GridWide = GridShape<8, 4, 6>;
 
 // What runs at once, asked of the device: blocks (one a multiprocessor) and the shared memory that one may ask for.
 struct GridLimits {

@@ -113,7 +113,7 @@ struct FmaProduct {
 // Sixteen rows at a time on tensor cores.
 template <class T, int Tiles>
 struct MmaProduct {
-  static constexpr int kRows = 16, kLoads = 2, kAhead = 4;
+  static constexpr int kRows = 16, kLoads = 2, kAhead = 3;
   float d[Tiles][4] = {};
   int rows;  // that are there
 
