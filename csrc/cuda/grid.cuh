@@ -29,9 +29,8 @@
 #pragma once
 #include <cooperative_groups.h>
 
-#include "cells.cuh"
 #include "grid_product.cuh"
-#include "kernels.h"
+#include "unit.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -144,11 +143,6 @@ FUSEDRNN_DEVICE void clear_padding(const GridWorkspace<T>& w, int64_t B, int64_t
   for (int64_t i = threadIdx.x; i < B * padding; i += blockDim.x)
     for (int buffer = 0; buffer < 2; ++buffer)
       w.at(buffer).p[i / padding * w.pitch + K + i % padding] = from_compute<T>(0.0f);
-}
-
-template <class T>
-FUSEDRNN_DEVICE float value_or_zero(const T* p, int64_t i) {
-  return p ? to_compute(p[i]) : 0.0f;
 }
 
 template <class Shape>

@@ -5,43 +5,24 @@
 namespace fusedrnn {
 namespace cuda {
 
-// What a thread does for its (row, unit) pairs in one step.
-template <class Cell, class T, bool Tf32>
-struct GridForwardStep {
-  static constexpr int G = Cell::kGates, kSaved = Cell::kSaved ? Cell::kSaved : 1;
-  using Pair = GridUnits::Pair;
-
-  const Forward<T>& a;
-  const GridShared& s;
-  int64_t t;
-  Exchanged<T> next;
-
-  FUSEDRNN_DEVICE void read_input(const Pair& at, float (&x)[G]) const {
-    const T* from = a.x.at(t, at.b) + at.unit;
+// Step t of one (row, unit) pair, whose partial sums are there: forward_unit, and the new h for the other blocks.
+template <class Cell, class T, class Shape, bool Tf32>
+FUSEDRNN_DEVICE void grid_forward_unit(const Forward<T>& a, const GridShared& s, int64_t t, const GridUnits::Pair& at,
+                                       const Projection<Cell, T>& x, const Exchanged<T>& next) {
+  constexpr int G = Cell::kGates;
+  float product[G];
+  Biases<Cell, T> bias;
+  State<float> state{s.h[at.state], s.c[at.state]};
 #pragma unroll
-    for (int g = 0; g < G; ++g) x[g] = to_compute(from[g * a.H]);
+  for (int g = 0; g < G; ++g) {
+    const int column = at.u * G + g;
+    bias.input[g] = s.input_bias[column], bias.recurrent[g] = s.bias[column];
+    product[g] = sum_of<Shape>(s.sums, at.in_pass, column);
   }
-
-  template <class Shape>
-  FUSEDRNN_DEVICE void run(const Pair& at, float (&x)[G]) const {
-    float r[G], saved[kSaved];
-    State<float> state{s.h[at.state], s.c[at.state]};
-#pragma unroll
-    for (int g = 0; g < G; ++g) {
-      const int column = at.u * G + g;
-      x[g] += s.input_bias[column];
-      r[g] = sum_of<Shape>(s.sums, at.in_pass, column) + s.bias[column];
-    }
-    Cell::forward(x, r, state, saved);
-    next.p[at.b * next.pitch + at.unit] = as_operand<T, Tf32>(from_compute<T>(state.h));
-    s.h[at.state] = state.h, s.c[at.state] = state.c;
-    a.y.at(t, at.b)[at.unit] = from_compute<T>(state.h);
-    if (Cell::kHasCellState && a.c.p) a.c.at(t, at.b)[at.unit] = from_compute<T>(state.c);
-    if (Cell::kSaved && a.saved.p)
-#pragma unroll
-      for (int i = 0; i < Cell::kSaved; ++i) a.saved.at(t, at.b)[i * a.H + at.unit] = from_compute<T>(saved[i]);
-  }
-};
+  forward_unit<Cell, T>(a, t, at.b, at.unit, x, bias, product, state);
+  next.p[at.b * next.pitch + at.unit] = as_operand<T, Tf32>(from_compute<T>(state.h));
+  s.h[at.state] = state.h, s.c[at.state] = state.c;
+}
 
 // States and biases into shared memory, h0 into the first buffer.
 template <class Cell, class T, bool Tf32>
@@ -50,9 +31,9 @@ FUSEDRNN_DEVICE void begin_forward(const Forward<T>& a, const GridWorkspace<T>& 
   const Exchanged<T> first = w.at(0);
   for (int64_t i = threadIdx.x; i < a.B * units.count; i += blockDim.x) {
     const int64_t b = i / units.count, unit = units.first + i % units.count;
-    s.h[i] = value_or_zero(a.h0, b * a.H + unit);
-    s.c[i] = Cell::kHasCellState ? value_or_zero(a.c0, b * a.H + unit) : 0.0f;
-    first.p[b * first.pitch + unit] = as_operand<T, Tf32>(from_compute<T>(s.h[i]));
+    const State<float> state = initial_state<Cell>(a, b, unit);
+    s.h[i] = state.h, s.c[i] = state.c;
+    first.p[b * first.pitch + unit] = as_operand<T, Tf32>(from_compute<T>(state.h));
   }
   for (int i = int(threadIdx.x); i < units.count * Cell::kGates; i += int(blockDim.x)) {
     const int64_t from = i % Cell::kGates * a.H + units.first + i / Cell::kGates;
@@ -84,19 +65,19 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   GridBarrier barrier(w.arrivals);
   const int thread = int(threadIdx.x);
   for (int64_t k = 0; k < a.steps; ++k) {
-    const GridForwardStep<Cell, T, Tf32> step{a, s, step_of(k, a.steps, a.reverse), w.at(k + 1)};
+    const int64_t t = step_of(k, a.steps, a.reverse);
     for (int64_t row = 0; row < a.B; row += kPassRows) {
       const int pairs = rows_of_pass(a.B, row) * units.count;
-      float x[G];
+      Projection<Cell, T> x;
       // Of nobody else: it is on its way while this block waits and multiplies.
-      if (thread < pairs) step.read_input(units.pair(thread, row), x);
+      if (const auto at = units.pair(thread, row); thread < pairs) x = load_projection<Cell>(a, t, at.b, at.unit);
       if (row == 0 && k > 0) barrier.pass();
       multiply_pass<P>(weights, w.at(k), row, a.B, plan, s.sums);
       __syncthreads();
       for (int i = thread; i < pairs; i += Shape::kWarps * 32) {
-        const auto pair = units.pair(i, row);
-        if (i != thread) step.read_input(pair, x);
-        step.template run<Shape>(pair, x);
+        const auto at = units.pair(i, row);
+        if (i != thread) x = load_projection<Cell>(a, t, at.b, at.unit);
+        grid_forward_unit<Cell, T, Shape, Tf32>(a, s, t, at, x, w.at(k + 1));
       }
       if (row + kPassRows < a.B) __syncthreads();  // before the next pass overwrites the sums; else arrive() does it
     }
@@ -104,9 +85,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   }
   __syncthreads();
   for (int64_t i = thread; i < a.B * units.count; i += Shape::kWarps * 32) {
-    const int64_t to = i / units.count * a.H + units.first + i % units.count;
-    a.h_n[to] = from_compute<T>(s.h[i]);
-    if (Cell::kHasCellState) a.c_n[to] = from_compute<T>(s.c[i]);
+    store_final_state<Cell>(a, i / units.count, units.first + i % units.count, {s.h[i], s.c[i]});
   }
 }
 

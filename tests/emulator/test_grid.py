@@ -249,3 +249,90 @@ def test_every_cell_type_direction_and_layout(cell, type, reverse, batch_first):
 def test_awkward_sizes(cell, T, B, H, blocks):
     for type in ("float", "half"):
         check(load("plain"), Case(cell, type, T, B, H, blocks=blocks))
+
+
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_whatever_may_be_null_and_a_sequence_without_steps(cell, type):
+    check(load("plain"), Case(cell, type, T=2, B=2, H=16, blocks=2, bare=True))
+    layer = Layer(replace(Case(cell, type, B=2, H=16, blocks=2), T=1))
+    layer.case, layer.order = replace(layer.case, T=0), []
+    states = layer.run_forward(load("plain"))
+    assert (states["h_n"] == layer.h0).all() and ("c_n" not in states or (states["c_n"] == layer.c0).all())
+    grads = layer.run_backward(load("plain"), {name: v[:0] for name, v in layer.forward().items()})
+    assert (grads["dh0"] == layer.dh_n).all() and ("dc0" not in grads or (grads["dc0"] == layer.dc_n).all())
+
+
+@pytest.mark.parametrize("shared", [6 << 10, 7 << 10, 48 << 10], ids=["streamed", "both", "shared"])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("cell", ["lstm", "gru"])
+def test_weights_that_do_not_fit_in_registers(cell, type, shared):
+    """Of the tested shape: one chunk of a warp in registers, and groups of two tiles."""
+    emulator, case = load("plain"), Case(cell, type, T=2, B=1, H=100, blocks=25, shared=shared)
+    seen = [Layer(case).plan(emulator, backward) for backward in (False, True)]
+    for plan in seen:
+        assert plan["fits"] and plan["slots"] > 0
+        if shared == 48 << 10:
+            assert plan["shared_slots"] == plan["slots"]
+    check(emulator, case)
+    check(emulator, replace(case, B=2, blocks=3, shared=60 << 10))  # several groups
+
+
+@pytest.mark.parametrize("shape, H", [(NARROW, 40), (WIDE, 40), (SHIPPED, 72)])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_the_shapes_that_are_shipped(cell, type, shape, H):
+    case = Case(cell, type, T=2, B=17, H=H, blocks=5, shared=99 << 10, shape=shape)
+    if shape != SHIPPED:
+        check(load("plain"), case)
+        return
+    for backward in (False, True):
+        plan = Layer(case).plan(load("plain"), backward)
+        wide = -(-H // 5) * (1 if backward else CELLS[cell][0]) > 8
+        assert plan == Layer(replace(case, shape=WIDE if wide else NARROW)).plan(load("plain"), backward)
+
+
+@pytest.mark.parametrize("schedule", [{}, {"order": "reverse"}, {"order": "random", "seed": 3, "preempt": 20}])
+@pytest.mark.parametrize("type", TYPES)
+@pytest.mark.parametrize("cell", CELLS)
+def test_nothing_to_report_under_any_schedule(cell, type, schedule):
+    check(load("checked"), Case(cell, type, T=3, B=17, H=19, shared=9 << 10), **schedule)
+
+
+def test_nothing_to_report_of_streamed_weights_and_shipped_shapes():
+    schedule = {"order": "random", "seed": 5, "preempt": 50}
+    check(load("checked"), Case("lstm", "half", T=3, B=2, H=100, blocks=25, shared=6 << 10), **schedule)
+    check(load("checked"), Case("gru", "half", T=3, B=3, H=40, blocks=3, shape=WIDE), **schedule)
+    check(load("checked"), Case("gru", "float", T=3, B=3, H=20, blocks=3, shape=NARROW), **schedule)
+
+
+def test_sm_75_multiplies_in_its_own_way():
+    for type in ("half", "bfloat16", "tf32"):
+        check(load("checked", 750), Case("lstm", type, T=2, B=3, H=40))
+        check(load("checked", 750), Case("gru", type, T=2, B=1, H=17))
+
+
+def test_the_same_bits_under_any_schedule():
+    layer = Layer(Case("gru", "float", T=4, B=5, H=40, blocks=5))
+    first, *others = (layer.run_forward(load("plain"), order=order, seed=9) for order in ("forward", "reverse", "random"))
+    for other in others:
+        assert all((first[name] == other[name]).all() for name in first)
+
+
+def test_a_plan_says_what_fits():
+    plan = load("plain").module.plan
+    # LSTM, H 768 in half precision on 132 multiprocessors: eight units fill four tiles, all weights in registers.
+    forward = plan(SHIPPED, 132, 227 << 10, 16, 768, 4, 2, False)
+    assert (forward["fits"], forward["blocks"], forward["units"], forward["slots"]) == (True, 96, 8, 0)
+    # H 2048: 33 MB of weights, of which nothing is streamed.
+    large = plan(SHIPPED, 132, 227 << 10, 16, 2048, 4, 2, False)
+    assert large["fits"] and large["shared_slots"] == large["slots"] > 0
+    assert large["shared_bytes"] <= 227 << 10
+    streamed = plan(SHIPPED, 40, 64 << 10, 1, 1024, 4, 2, False)
+    assert streamed["fits"] and streamed["slots"] > streamed["shared_slots"]
+    assert streamed["workspace_bytes"] > 0 and streamed["shared_bytes"] <= 64 << 10
+    assert not plan(SHIPPED, 4, 64 << 10, 128, 1024, 4, 2, False)["fits"]
+    for H in (1, 7, 100, 1000):
+        for blocks in (1, 3, 40):
+            made = plan(WIDE, blocks, 1 << 24, 4, H, 3, 4, False)
+            assert made["blocks"] <= blocks and (made["blocks"] - 1) * made["units"] < H <= made["blocks"] * made["units"]
