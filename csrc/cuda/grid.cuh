@@ -12,14 +12,20 @@
 // __syncthreads ordered before it, and what is acquired holds for the whole block by the __syncthreads after it.
 //
 //   datum                          written                  read                       ordered by
-//   exchange[0] before step 0:     each block, its units    product of step 0          grid.sync() before the first step
+//   exchange[0] before step 0:     each block, its units    product of step 0          grid.sync() before the first
+//   step
 //     h0 or zeros, zero padding
 //   padding of exchange[1]         last block, at start     product of odd steps       the same grid.sync()
-//   exchange[(k + 1) % 2]          gate math of step k      product of step k + 1      arrive after step k -> pass before
+//   exchange[(k + 1) % 2]          gate math of step k      product of step k + 1      arrive after step k -> pass
+//   before
 //                                                                                        step k + 1
 //   exchange[(k + 1) % 2] again    product of step k - 1    gate math of step k        arrive after step k - 1 -> pass
 //     (a read before a write)        reads it                 overwrites it              before step k
 //   the counter of arrivals        block 0 sets it to 0     all add to it              the same grid.sync()
+//
+// Backward counts k down: read there "step k + 1" for "step k - 1" and the other way round, "last" for "first", deltas
+// for h, and w.at(k) as what step k writes and w.at(k + 1) as what it reads; before the last step nothing is published
+// but the padding, since there is no product in it. Where dh0 is wanted, one more arrive and pass follow step 0.
 //
 // Two buffers are what makes one barrier a step enough: who writes a buffer has passed the barrier at which all arrived
 // who had to read it. Nothing else that a block writes is read by another. Exchanged rows are read with ld.global.cg,
@@ -63,7 +69,7 @@ class GridBarrier {
 template <class T>
 struct GridWorkspace {
   unsigned* arrivals;
-  T* exchange;              // two of them
+  T* exchange;               // two of them
   int64_t pitch, exchanged;  // values of a row, and of one exchange
   uint4* streamed;
 
@@ -88,7 +94,8 @@ struct GridShared {
     const int columns = plan.groups * Shape::kTiles * kTileColumns;
     const size_t states = size_t(B) * size_t(plan.units);
     GridShared s;
-    s.sums = {carver.take<float>("sums", size_t(Shape::kWarps * kPassRows * columns)), columns};
+    const int rows = pass_rows(B);
+    s.sums = {carver.take<float>("sums", size_t(Shape::kWarps * rows * columns)), rows, columns};
     s.h = carver.take<float>("h", states);
     s.c = carver.take<float>("c", states);
     s.input_bias = carver.take<float>("input_bias", size_t(columns));
@@ -126,13 +133,11 @@ FUSEDRNN_DEVICE float sum_of(const Sums& sums, int row, int column) {
   return v;
 }
 
-FUSEDRNN_DEVICE int rows_of_pass(int64_t B, int64_t row) { return B - row < kPassRows ? int(B - row) : kPassRows; }
-
 // Partial sums of a pass.
 template <class P, class Shape, class T>
 FUSEDRNN_DEVICE void multiply_pass(const Weights<Shape>& weights, const Exchanged<T>& a, int64_t row, int64_t B,
                                    const GridPlan& plan, const Sums& sums) {
-  const int rows = rows_of_pass(B, row);
+  const int rows = pass_rows(B - row);
   for (int r = 0; r < rows; r += P::kRows) weights.template multiply<P>(a, row + r, B, plan, sums, r);
 }
 

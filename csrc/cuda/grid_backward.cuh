@@ -54,7 +54,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   for (int64_t k = a.steps - 1; k >= 0; --k) {
     const bool last = k == a.steps - 1;
     for (int64_t row = 0; row < a.B; row += kPassRows) {
-      const int pairs = rows_of_pass(a.B, row) * units.count;
+      const int pairs = pass_rows(a.B - row) * units.count;
       Kept<Cell, T> kept;
       // Of nobody else: it is on its way while this block waits and multiplies.
       if (const auto at = units.pair(thread, row); thread < pairs) kept = load_kept<Cell>(a, k, at.b, at.unit);
@@ -76,7 +76,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     const bool product = a.dh0 && a.steps > 0;
     if (product) multiply_pass<P>(weights, w.at(0), row, a.B, plan, s.sums);
     __syncthreads();
-    for (int i = thread; i < rows_of_pass(a.B, row) * units.count; i += Shape::kWarps * 32) {
+    for (int i = thread; i < pass_rows(a.B - row) * units.count; i += Shape::kWarps * 32) {
       const auto at = units.pair(i, row);
       const float through = product ? sum_of<Shape>(s.sums, at.in_pass, at.u) : 0.0f;
       store_initial_gradient<Cell>(a, at.b, at.unit, through, {s.h[at.state], s.c[at.state]});

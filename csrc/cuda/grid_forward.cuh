@@ -67,7 +67,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   for (int64_t k = 0; k < a.steps; ++k) {
     const int64_t t = step_of(k, a.steps, a.reverse);
     for (int64_t row = 0; row < a.B; row += kPassRows) {
-      const int pairs = rows_of_pass(a.B, row) * units.count;
+      const int pairs = pass_rows(a.B - row) * units.count;
       Projection<Cell, T> x;
       // Of nobody else: it is on its way while this block waits and multiplies.
       if (const auto at = units.pair(thread, row); thread < pairs) x = load_projection<Cell>(a, t, at.b, at.unit);

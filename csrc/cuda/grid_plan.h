@@ -29,10 +29,10 @@ struct GridLimits {
 
 struct GridPlan {
   bool fits;
-  int blocks, units;          // hidden units of a block; the last may have fewer
-  int groups;                 // times that a warp goes over its share of K, each time for kTiles tiles
-  int chunks;                 // of K
-  int slots, shared_slots;    // chunks of a warp that are not in registers; those in shared memory, the rest streamed
+  int blocks, units;        // hidden units of a block; the last may have fewer
+  int groups;               // times that a warp goes over its share of K, each time for kTiles tiles
+  int chunks;               // of K
+  int slots, shared_slots;  // chunks of a warp that are not in registers; those in shared memory, the rest streamed
   int64_t shared_bytes, workspace_bytes;
 };
 
@@ -46,6 +46,9 @@ struct GridProblem {
   FUSEDRNN_INLINE int64_t K() const { return backward ? gates * H : H; }
 };
 
+// Of a pass when so many are left.
+FUSEDRNN_INLINE int pass_rows(int64_t left) { return left < kPassRows ? int(left) : kPassRows; }
+
 FUSEDRNN_INLINE int64_t divide_up(int64_t a, int64_t b) { return (a + b - 1) / b; }
 
 // Columns of a block that holds every unit once, in whole tiles.
@@ -53,10 +56,10 @@ FUSEDRNN_INLINE int64_t grid_tiles(const GridLimits& limits, const GridProblem& 
   return divide_up(divide_up(p.H, limits.blocks) * p.columns_of_unit(), kTileColumns);
 }
 
-// Bytes in front of the weights: partial sums, two states of each unit, two biases of each column.
+// Bytes in front of the weights: partial sums, two states of each unit, two biases of each column, and alignment.
 FUSEDRNN_INLINE int64_t grid_fixed_bytes(const GridProblem& p, int64_t units, int64_t columns, int warps) {
-  const int64_t sums = int64_t(warps) * kPassRows * columns, states = 2 * p.B * units, biases = 2 * columns;
-  return 4 * (sums + states + biases) + 4 * 16;
+  const int64_t sums = int64_t(warps) * pass_rows(p.B) * columns, states = 2 * p.B * units, biases = 2 * columns;
+  return 4 * (sums + states + biases) + 5 * 16;
 }
 
 // Units fill the tiles of a block: the same product on fewer blocks, whose barrier is cheaper.

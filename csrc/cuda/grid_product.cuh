@@ -9,9 +9,9 @@
 // block.
 //
 // Where fragments live: those of the first kRegisterChunks chunks of a warp (of its first group of tiles) in registers,
-// those that shared memory has room for there, the rest in global memory, packed, where they are read from L2 each step.
-// A thread writes and reads its own fragments alone, so none of this needs a barrier, and neighbours read neighbouring
-// 16 bytes.
+// those that shared memory has room for there, the rest in global memory, packed, where they are read from L2 each
+// step. A thread writes and reads its own fragments alone, so none of this needs a barrier, and neighbours read
+// neighbouring 16 bytes.
 //
 // Order of sums, fixed: a thread adds its chunks in ascending order, then (FMA) lanes q are added as a tree, or inside
 // the mma instruction, then whoever reads the partial sums adds warps in ascending order.
@@ -68,11 +68,11 @@ struct Exchanged {
   }
 };
 
-// Partial sums of a pass: [kWarps][kPassRows][columns].
+// Partial sums of a pass: [kWarps][rows][columns].
 struct Sums {
   float* p;
-  int columns;
-  FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * kPassRows + row) * columns; }
+  int rows, columns;
+  FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * rows + row) * columns; }
 };
 
 // Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.

@@ -314,7 +314,9 @@ def test_sm_75_multiplies_in_its_own_way():
 
 def test_the_same_bits_under_any_schedule():
     layer = Layer(Case("gru", "float", T=4, B=5, H=40, blocks=5))
-    first, *others = (layer.run_forward(load("plain"), order=order, seed=9) for order in ("forward", "reverse", "random"))
+    first, *others = (
+        layer.run_forward(load("plain"), order=order, seed=9) for order in ("forward", "reverse", "random")
+    )
     for other in others:
         assert all((first[name] == other[name]).all() for name in first)
 
@@ -335,4 +337,6 @@ def test_a_plan_says_what_fits():
     for H in (1, 7, 100, 1000):
         for blocks in (1, 3, 40):
             made = plan(WIDE, blocks, 1 << 24, 4, H, 3, 4, False)
-            assert made["blocks"] <= blocks and (made["blocks"] - 1) * made["units"] < H <= made["blocks"] * made["units"]
+            assert (
+                made["blocks"] <= blocks and (made["blocks"] - 1) * made["units"] < H <= made["blocks"] * made["units"]
+            )

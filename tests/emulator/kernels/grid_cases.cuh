@@ -21,17 +21,42 @@ template <class Cell, class T>
 Forward<T> forward_of(const GridCase& g, const GridForwardTensors& a) {
   const auto in = [](const void* p) { return static_cast<const T*>(p); };
   const auto out = [](void* p) { return static_cast<T*>(p); };
-  return {g.T,       g.B,        g.H,         g.reverse, steps_of<const T>(g, a.x, Cell::kGates),
-          steps_of<T>(g, a.y, 1), steps_of<T>(g, a.c, 1), steps_of<T>(g, a.saved, Cell::kSaved),
-          in(a.h0),  in(a.c0),   out(a.h_n),  out(a.c_n), in(a.w_hh), in(a.b_ih), in(a.b_hh)};
+  return {g.T,
+          g.B,
+          g.H,
+          g.reverse,
+          steps_of<const T>(g, a.x, Cell::kGates),
+          steps_of<T>(g, a.y, 1),
+          steps_of<T>(g, a.c, 1),
+          steps_of<T>(g, a.saved, Cell::kSaved),
+          in(a.h0),
+          in(a.c0),
+          out(a.h_n),
+          out(a.c_n),
+          in(a.w_hh),
+          in(a.b_ih),
+          in(a.b_hh)};
 }
 
 template <class Cell, class T>
 Backward<T> backward_of(const GridCase& g, const GridBackwardTensors& a) {
   const auto in = [](const void* p) { return static_cast<const T*>(p); };
-  return {g.T, g.B, g.H, g.reverse, steps_of<const T>(g, a.saved, Cell::kSaved), steps_of<const T>(g, a.y, 1),
-          steps_of<const T>(g, a.c, 1), in(a.h0), in(a.c0), steps_of<const T>(g, a.dy, 1), in(a.dh_n), in(a.dc_n),
-          in(a.w_hh), steps_of<T>(g, a.delta, Cell::kDeltas), static_cast<T*>(a.dh0), static_cast<T*>(a.dc0)};
+  return {g.T,
+          g.B,
+          g.H,
+          g.reverse,
+          steps_of<const T>(g, a.saved, Cell::kSaved),
+          steps_of<const T>(g, a.y, 1),
+          steps_of<const T>(g, a.c, 1),
+          in(a.h0),
+          in(a.c0),
+          steps_of<const T>(g, a.dy, 1),
+          in(a.dh_n),
+          in(a.dc_n),
+          in(a.w_hh),
+          steps_of<T>(g, a.delta, Cell::kDeltas),
+          static_cast<T*>(a.dh0),
+          static_cast<T*>(a.dc0)};
 }
 
 template <class Cell, class T, bool Tf32, class Shape>
