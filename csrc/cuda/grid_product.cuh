@@ -86,7 +86,7 @@ struct FmaProduct {
   static FUSEDRNN_DEVICE int row_of_load(int i) { return i; }
 
   FUSEDRNN_DEVICE void multiply(int tile, const uint4 (&loaded)[kLoads], const uint4& weights) {
-    const auto w = Values<T>::of(weights);
+    const auto w = Values<T>::of(sizeof(T) == 2 ? kept_narrow(weights) : weights);
 #pragma unroll
     for (int r = 0; r < kRows; ++r) {
       if (r >= rows) break;
@@ -94,6 +94,13 @@ struct FmaProduct {
 #pragma unroll
       for (int i = 0; i < Values<T>::kCount; ++i) d[tile][r] += to_compute(a.v[i]) * to_compute(w.v[i]);
     }
+  }
+  // Weights of half types (bfloat16 on sm_75) are widened at each use: the compiler would widen those in registers
+  // once, before the first step, to twice as many registers. It does not move a shuffle.
+  static FUSEDRNN_DEVICE uint4 kept_narrow(const uint4& v) {
+    const int own = int(threadIdx.x % 32);
+    return {__shfl_sync(~0u, v.x, own), __shfl_sync(~0u, v.y, own), __shfl_sync(~0u, v.z, own),
+            __shfl_sync(~0u, v.w, own)};
   }
   FUSEDRNN_DEVICE void store(const Sums& sums, int warp, int row, int column) {
     const int lane = int(threadIdx.x % 32);
