@@ -3,6 +3,8 @@ them on their own."""
 
 from __future__ import annotations
 
+from pathlib import Path
+
 COMMON = "-DNDEBUG -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra"
 DISPATCH = f"{COMMON} -std=c++17 -O2"
 KERNEL = f"{COMMON} -std=gnu++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi"
@@ -22,4 +24,19 @@ def cpu_sources(machine: str) -> dict[str, str]:
         "csrc/cpu/isa_baseline.cpp": KERNEL,
         "csrc/cpu/dispatch.cpp": dispatch,
         "csrc/cpu/layer.cpp": dispatch,
+    }
+
+
+# nvcc's. Half types keep their operators: torch's own builds turn them off, ours need none of torch.
+CUDA_KERNEL = "-std=c++17 -O3 -DNDEBUG -Xcompiler -fvisibility=hidden"
+CUDA_HOST = f"{COMMON} -std=c++17 -O2"
+
+
+def cuda_sources(root: Path) -> dict[str, str]:
+    """Flags by path: the kernels, the slowest to compile first, and the layer that is made of them."""
+    kernels = sorted(root.glob("csrc/cuda/*.cu"), key=lambda path: (not path.name.startswith("grid_"), path.name))
+    return {
+        **{str(path.relative_to(root)): CUDA_KERNEL for path in kernels},
+        "csrc/cuda/layer.cpp": CUDA_HOST,
+        "csrc/cuda/blas.cpp": CUDA_HOST,
     }

@@ -9,17 +9,17 @@ import os
 import shlex
 import subprocess
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import cuda_toolkit
 import target_torch
 import toolchain
 from setuptools import Extension
 from setuptools.command.build_ext import build_ext
 
 HERE = Path(__file__).parent
-NO_CUDA = "no CUDA kernels in this version"
 
 
 @dataclass(frozen=True)
@@ -28,31 +28,65 @@ class Source:
     flags: str
     torch: bool = False  # may include torch's and Python's headers
 
+    @property
+    def kernel(self) -> bool:
+        return self.path.endswith(".cu")
+
 
 class NinjaExtension(Extension):
-    def __init__(self, name: str, units: Sequence[Source], libraries: Sequence[str]) -> None:
+    """cuda: built where there is a toolkit, whose headers its sources may include; its .cu files are nvcc's."""
+
+    def __init__(self, name: str, units: Sequence[Source], libraries: Sequence[str], cuda: bool = False) -> None:
         super().__init__(name, [unit.path for unit in units], libraries=list(libraries), py_limited_api=True)
         self.units = units
+        self.cuda = cuda
+
+
+@dataclass(frozen=True)
+class Environment:
+    """What the extensions are built against."""
+
+    torch: target_torch.Torch
+    cuda: cuda_toolkit.Toolkit | None
 
 
 class NinjaBuildExt(build_ext):
-    def build_extension(self, ext: Extension) -> None:
-        assert isinstance(ext, NinjaExtension)
+    extensions: list[NinjaExtension]
+    environment: Environment
+
+    def build_extensions(self) -> None:
         toolchain.check()
-        _refuse_cuda()
         torch = target_torch.require()
         print(f"fusedrnn: building against torch {torch.version} in {torch.root}", flush=True)
+        cuda = cuda_toolkit.find(torch)
+        kernels = f"CUDA {cuda}" if isinstance(cuda, cuda_toolkit.Toolkit) else f"none, {cuda}"
+        print(f"fusedrnn: CUDA kernels: {kernels}", flush=True)
+        self.environment = Environment(torch, cuda if isinstance(cuda, cuda_toolkit.Toolkit) else None)
+        if self.environment.cuda is None:
+            self._drop_cuda()
+        super().build_extensions()
+        for info, _ in self._infos():
+            info.write_text(self._build_info(cuda), encoding="utf-8")
 
+    def _drop_cuda(self) -> None:
+        """Leaves no CUDA kernels of an earlier build beside the package that is built without."""
+        build_py = self.get_finalized_command("build_py")
+        for ext in (ext for ext in self.extensions if ext.cuda):
+            for library in self._get_inplace_equivalent(build_py, ext):
+                Path(library).unlink(missing_ok=True)
+        self.extensions = [ext for ext in self.extensions if not ext.cuda]
+
+    def build_extension(self, ext: Extension) -> None:
+        assert isinstance(ext, NinjaExtension)
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        objects = Path("build", "ninja", f"{ext.name}-torch-{torch.version}")
+        objects = Path("build", "ninja", f"{ext.name}-torch-{self.environment.torch.version}")
         objects.mkdir(parents=True, exist_ok=True)
         built = objects / library.name
         manifest = objects / "build.ninja"
-        manifest.write_text(_manifest(ext, torch, objects, built), encoding="utf-8")
+        manifest.write_text(_manifest(ext, self.environment, objects, built), encoding="utf-8")
         _run_ninja(manifest)
         self.copy_file(str(built), str(library))
-        self._info_file(library).write_text(self._build_info(torch), encoding="utf-8")
 
     def copy_extensions_to_source(self) -> None:
         super().copy_extensions_to_source()
@@ -69,41 +103,30 @@ class NinjaBuildExt(build_ext):
         infos = {str(built): str(in_source) for built, in_source in self._infos()} if self.inplace else {}
         return {**super().get_output_mapping(), **infos}
 
-    def _infos(self) -> Iterator[tuple[Path, Path]]:
-        build_py = self.get_finalized_command("build_py")
-        for ext in self.extensions:
-            in_source, built = self._get_inplace_equivalent(build_py, ext)
-            yield self._info_file(Path(built)), self._info_file(Path(in_source))
+    def _infos(self) -> list[tuple[Path, Path]]:
+        """Where the facts about the build are written, and where they are in the source tree."""
+        in_source, built = self._get_inplace_equivalent(self.get_finalized_command("build_py"), self.extensions[0])
+        return [(Path(built).with_name("_build_info.py"), Path(in_source).with_name("_build_info.py"))]
 
-    @staticmethod
-    def _info_file(library: Path) -> Path:
-        return library.with_name("_build_info.py")
-
-    def _build_info(self, torch: target_torch.Torch) -> str:
+    def _build_info(self, cuda: cuda_toolkit.Toolkit | str) -> str:
         facts = {
             "VERSION": self.distribution.get_version(),
-            "TORCH": torch.version,
+            "TORCH": self.environment.torch.version,
             "COMPILER": toolchain.describe(toolchain.compiler()),
-            "CUDA": None,
-            "CUDA_REASON": NO_CUDA,
+            "CUDA": None if isinstance(cuda, str) else str(cuda),
+            "CUDA_REASON": cuda if isinstance(cuda, str) else None,
         }
         lines = [f"{name} = {value!r}" for name, value in facts.items()]
         return "\n".join(['"""Written by the build."""', "", *lines, ""])
 
 
-def _refuse_cuda() -> None:
-    if os.environ.get("FUSEDRNN_CUDA", "auto") == "1":
-        raise SystemExit(f"fusedrnn: FUSEDRNN_CUDA=1 asks for CUDA kernels, but there are {NO_CUDA}.")
-
-
-def _manifest(ext: NinjaExtension, torch: target_torch.Torch, objects: Path, library: Path) -> str:
-    # -isystem: the warnings of other people's headers are not ours to fix.
-    glue = ["-isystem", str(torch.include), "-isystem", str(toolchain.python_include())]
+def _manifest(ext: NinjaExtension, built_with: Environment, objects: Path, library: Path) -> str:
     environment = [word for name in ("CPPFLAGS", "CXXFLAGS") for word in shlex.split(os.environ.get(name, ""))]
+    cxx, cuda = toolchain.compiler(), built_with.cuda
     lines = [
         "ninja_required_version = 1.5",
         f"builddir = {_path(objects)}",
-        f"cxx = {_words(toolchain.compiler())}",
+        f"cxx = {_words(cxx)}",
         "",
         "rule compile",
         "  command = $cxx -MMD -MF $out.d $flags -c $in -o $out",
@@ -115,17 +138,34 @@ def _manifest(ext: NinjaExtension, torch: target_torch.Torch, objects: Path, lib
         "  command = $cxx $in $flags -o $out",
         "  description = link $out",
     ]
+    if cuda:
+        lines += [
+            "",
+            "rule kernel",
+            f"  command = {_words([cuda.nvcc, '-ccbin', cxx[-1]])} -MMD -MF $out.d $flags -c $in -o $out",
+            "  deps = gcc",
+            "  depfile = $out.d",
+            "  description = nvcc $in",
+        ]
+    # -isystem: the warnings of other people's headers are not ours to fix.
+    headers = ["-isystem", str(cuda.include)] if ext.cuda and cuda else []
+    glue = ["-isystem", str(built_with.torch.include), "-isystem", str(toolchain.python_include())]
     outputs = []
     for unit in ext.units:
-        output = objects / Path(unit.path).with_suffix(".o")
-        flags = ["-fPIC", *shlex.split(unit.flags), *(glue if unit.torch else []), *environment]
-        lines += ["", f"build {_path(output)}: compile {_path(unit.path)}", f"  flags = {_words(flags)}"]
+        output = objects / Path(unit.path).with_suffix(".cu.o" if unit.kernel else ".o")
+        if unit.kernel:
+            assert cuda is not None
+            flags = ["-Xcompiler", "-fPIC", *shlex.split(unit.flags), *cuda.targets]
+        else:
+            flags = ["-fPIC", *shlex.split(unit.flags), *headers, *(glue if unit.torch else []), *environment]
+        rule = "kernel" if unit.kernel else "compile"
+        lines += ["", f"build {_path(output)}: {rule} {_path(unit.path)}", f"  flags = {_words(flags)}"]
         outputs.append(_path(output))
     # The linker script is an implicit input: changing it links again.
     lines += [
         "",
         f"build {_path(library)}: link {' '.join(outputs)} | {_path(HERE / 'exports.map')}",
-        f"  flags = {_words(_link_flags(ext, torch))}",
+        f"  flags = {_words(_link_flags(ext, built_with))}",
         "",
         f"default {_path(library)}",
         "",
@@ -133,8 +173,10 @@ def _manifest(ext: NinjaExtension, torch: target_torch.Torch, objects: Path, lib
     return "\n".join(lines)
 
 
-def _link_flags(ext: NinjaExtension, torch: target_torch.Torch) -> list[str]:
-    libraries = [f"-L{torch.lib}", *(f"-l{name}" for name in ext.libraries)]
+def _link_flags(ext: NinjaExtension, built_with: Environment) -> list[str]:
+    libraries = [f"-L{built_with.torch.lib}", *(f"-l{name}" for name in ext.libraries)]
+    if ext.cuda and built_with.cuda:
+        libraries += [str(built_with.cuda.runtime), "-ldl", "-lrt", "-lpthread"]
     environment = shlex.split(os.environ.get("LDFLAGS", ""))
     if sys.platform == "darwin":
         return ["-bundle", "-undefined", "dynamic_lookup", *libraries, *environment]

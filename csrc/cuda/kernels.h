@@ -62,6 +62,13 @@ template <class T>
 cudaError_t step_backward(CellKind cell, const Backward<T>& a, int64_t k, const typename Carried<T>::F* product,
                           const Carried<T>& carried, cudaStream_t stream);
 
+// Gradients of the biases, either of which may be null: the sums of the deltas, `rows` dense rows, over the rows. The
+// workspace is bias_parts(rows) times the values of a row.
+constexpr int64_t bias_parts(int64_t rows) { return rows < 512 ? 1 : rows < 64 * 256 ? rows / 256 : 64; }
+template <class T>
+cudaError_t bias_gradients(CellKind cell, const T* delta, int64_t rows, int64_t H, typename Carried<T>::F* parts,
+                           T* db_ih, T* db_hh, cudaStream_t stream);
+
 // The whole sequence in one launch, of a shape that fits (block_shape.h). T is float, __half or __nv_bfloat16.
 template <class T>
 cudaError_t block_forward(CellKind cell, const Forward<T>& a, const BlockShape& shape, cudaStream_t stream);

@@ -1,0 +1,321 @@
+#include "layer.h"
+
+#include <cuda_bf16.h>
+#include <cuda_fp16.h>
+
+#include <stdexcept>
+#include <string>
+#include <type_traits>
+
+#include "../cells/gru.h"
+#include "../cells/lstm.h"
+#include "../cells/rnn.h"
+#include "blas.h"
+
+namespace fusedrnn {
+namespace cuda {
+namespace {
+
+template <class T>
+constexpr ValueType kValueType = std::is_same_v<T, double>          ? ValueType::kFloat64
+                                 : std::is_same_v<T, float>         ? ValueType::kFloat32
+                                 : std::is_same_v<T, __nv_bfloat16> ? ValueType::kBFloat16
+                                                                    : ValueType::kFloat16;
+template <class T>
+constexpr cudaDataType kDataType = std::is_same_v<T, double>          ? CUDA_R_64F
+                                   : std::is_same_v<T, float>         ? CUDA_R_32F
+                                   : std::is_same_v<T, __nv_bfloat16> ? CUDA_R_16BF
+                                                                      : CUDA_R_16F;
+
+// What the layer must know of a cell, as numbers.
+struct CellSizes {
+  const char* name;
+  int gates, saved, deltas, recurrent_delta;
+  const int* input_gate;
+  bool has_cell_state;
+};
+template <class Cell>
+constexpr CellSizes sizes_of(const char* name) {
+  return {
+      name, Cell::kGates, Cell::kSaved, Cell::kDeltas, Cell::kRecurrentDelta, Cell::kInputGate, Cell::kHasCellState};
+}
+constexpr CellSizes kCells[] = {sizes_of<Lstm>("lstm"), sizes_of<Gru>("gru"), sizes_of<RnnTanh>("rnn_tanh"),
+                                sizes_of<RnnRelu>("rnn_relu")};
+
+// A call of a layer: its shape, and the products, copies and launches that it is made of.
+template <class T>
+class Call {
+ public:
+  using F = typename Carried<T>::F;
+
+  Call(const Layer<T>& layer, const Device& device)
+      : a(layer), cell(kCells[layer.cell]), device(device), rows(layer.steps * layer.B), G(cell.gates) {}
+
+  void check(cudaError_t error, const char* what) const {
+    if (error == cudaSuccess) return;
+    throw std::runtime_error(std::string("fusedrnn: ") + what + " failed: " + cudaGetErrorString(error) + " (" +
+                             cell.name + ", " + std::to_string(sizeof(T)) + " bytes a value, T " +
+                             std::to_string(a.steps) + ", B " + std::to_string(a.B) + ", I " + std::to_string(a.I) +
+                             ", H " + std::to_string(a.H) + ")");
+  }
+
+  // c [M, N] = a b, or += where it is added.
+  template <class C>
+  void product(int64_t M, int64_t N, int64_t K, const Matrix& left, const Matrix& right, C* c, int64_t ldc,
+               bool add = false) const {
+    if (M == 0 || N == 0) return;
+    if (K > 0) return gemm(device.blas, M, N, K, left, right, {c, kDataType<C>, ldc}, add);
+    if (!add) fill_zero(c, ldc, M, N);
+  }
+  Matrix matrix(const T* p, int64_t ld, bool transposed = false) const { return {p, kDataType<T>, ld, transposed}; }
+
+  // Rows of N values, `to` and `from` apart; zeros where from is null.
+  template <class C>
+  void fill_zero(C* p, int64_t ld, int64_t M, int64_t N) const {
+    if (M == 0 || N == 0) return;
+    check(cudaMemset2DAsync(p, size_t(ld) * sizeof(C), 0, size_t(N) * sizeof(C), size_t(M), device.stream),
+          "cudaMemset2DAsync");
+  }
+  void copy(T* to, int64_t to_ld, const T* from, int64_t from_ld, int64_t M, int64_t N) const {
+    if (M == 0 || N == 0) return;
+    if (!from) return fill_zero(to, to_ld, M, N);
+    const size_t bytes = sizeof(T);
+    check(cudaMemcpy2DAsync(to, size_t(to_ld) * bytes, from, size_t(from_ld) * bytes, size_t(N) * bytes, size_t(M),
+                            cudaMemcpyDeviceToDevice, device.stream),
+          "cudaMemcpy2DAsync");
+  }
+  void copy_state(T* to, const T* from) const {
+    if (to) copy(to, a.H, from, a.H, a.B, a.H);
+  }
+
+  // Tensors of `columns` values a row: in the layout of x, and with time first.
+  template <class P>
+  Steps<P> in_layout(P* p, int64_t columns) const {
+    return {p, (a.batch_first ? 1 : a.B) * columns, (a.batch_first ? a.steps : 1) * columns};
+  }
+  template <class P>
+  Steps<P> time_first(P* p, int64_t columns) const {
+    return {p, a.B * columns, columns};
+  }
+
+  Choice choose(bool backward) const {
+    ValueType type = kValueType<T>;
+    if (type == ValueType::kFloat32 && allows_tf32(device.blas)) type = ValueType::kTf32;
+    const Asked asked{backward, a.cell, type, a.steps, a.B, a.H};
+    Choice choice = select(asked, device.limits, device.algorithm);
+    if (choice.error.empty() && choice.algorithm == Algorithm::kGrid) {
+      bool resident = false;
+      check(grid_resident<T>(a.cell, backward, choice.grid, choice.tf32, &resident), "the grid kernel's occupancy");
+      if (resident) return choice;
+      if (device.algorithm && *device.algorithm)
+        choice.error = "the algorithm grid needs its blocks to be resident together, which they cannot be here";
+      else
+        return select(asked, device.limits, "step");
+    }
+    if (!choice.error.empty()) throw std::runtime_error("fusedrnn: " + choice.error);
+    return choice;
+  }
+
+  void project(T* to) const { product(rows, G * a.H, a.I, matrix(a.x, a.ldx), matrix(a.w_ih, a.I, true), to, G * a.H); }
+
+  const Layer<T>& a;
+  const CellSizes& cell;
+  const Device& device;
+  const int64_t rows, G;
+};
+
+// ---------------------------------------------------------------------------------------------- forward
+
+// Step by step: the product of the state before with w_hh, then the pointwise kernel.
+template <class T>
+void forward_steps(const Call<T>& call, const Forward<T>& f) {
+  using F = typename Carried<T>::F;
+  const int64_t N = call.G * f.H;
+  F* product = call.device.template take<F>(f.B * N);
+  const Carried<T> carried{call.device.template take<F>(f.B * f.H), call.device.template take<F>(f.B * f.H)};
+  for (int64_t k = 0; k < f.steps; ++k) {
+    const T* h = k == 0 ? f.h0 : f.y.at(step_of(k - 1, f.steps, f.reverse));
+    if (h)
+      call.product(f.B, N, f.H, call.matrix(h, k == 0 ? f.H : f.y.row), call.matrix(f.w_hh, f.H, true), product, N);
+    call.check(step_forward<T>(call.a.cell, f, k, h ? product : nullptr, carried, call.device.stream), "step_forward");
+  }
+}
+
+template <class T>
+void forward_loop(const Call<T>& call, const Forward<T>& f) {
+  if (f.steps == 0 || f.B == 0 || f.H == 0) {
+    call.copy_state(f.h_n, f.h0);
+    return call.copy_state(f.c_n, f.c0);
+  }
+  const Choice choice = call.choose(false);
+  const Device& d = call.device;
+  switch (choice.algorithm) {
+    case Algorithm::kStep: return forward_steps(call, f);
+    case Algorithm::kBlock:
+      if constexpr (!std::is_same_v<T, double>)
+        return call.check(block_forward<T>(call.a.cell, f, choice.block, d.stream), "block_forward");
+      break;
+    case Algorithm::kGrid:
+      if constexpr (!std::is_same_v<T, double>)
+        return call.check(grid_forward<T>(call.a.cell, f, choice.grid, choice.tf32,
+                                          d.take<char>(choice.grid.workspace_bytes), d.stream),
+                          "grid_forward");
+      break;
+  }
+}
+
+// ---------------------------------------------------------------------------------------------- backward
+
+template <class T>
+void backward_steps(const Call<T>& call, const Backward<T>& b) {
+  using F = typename Carried<T>::F;
+  const int64_t N = call.G * b.H;
+  F* product = call.device.template take<F>(b.B * b.H);
+  const Carried<T> carried{call.device.template take<F>(b.B * b.H), call.device.template take<F>(b.B * b.H)};
+  const int64_t first = b.dh0 || b.dc0 ? -1 : 0;
+  for (int64_t k = b.steps - 1; k >= first; --k) {
+    const bool last = k == b.steps - 1;
+    if (!last) {
+      const T* delta = b.delta.at(step_of(k + 1, b.steps, b.reverse)) + call.cell.recurrent_delta * b.H;
+      call.product(b.B, b.H, N, call.matrix(delta, b.delta.row), call.matrix(b.w_hh, b.H), product, b.H);
+    }
+    call.check(step_backward<T>(call.a.cell, b, k, last ? nullptr : product, carried, call.device.stream),
+               "step_backward");
+  }
+}
+
+template <class T>
+void backward_loop(const Call<T>& call, const Backward<T>& b) {
+  if (b.steps == 0 || b.B == 0 || b.H == 0) {
+    call.copy_state(b.dh0, b.dh_n);
+    return call.copy_state(b.dc0, b.dc_n);
+  }
+  const Choice choice = call.choose(true);
+  const Device& d = call.device;
+  switch (choice.algorithm) {
+    case Algorithm::kStep: return backward_steps(call, b);
+    case Algorithm::kBlock:
+      if constexpr (!std::is_same_v<T, double>)
+        return call.check(block_backward<T>(call.a.cell, b, choice.block, d.stream), "block_backward");
+      break;
+    case Algorithm::kGrid:
+      if constexpr (!std::is_same_v<T, double>)
+        return call.check(grid_backward<T>(call.a.cell, b, choice.grid, choice.tf32,
+                                           d.take<char>(choice.grid.workspace_bytes), d.stream),
+                          "grid_backward");
+      break;
+  }
+}
+
+// The state before each step, in the layout of x: what w_hh was multiplied with.
+template <class T>
+const T* states_before(const Call<T>& call, const T* y) {
+  const auto& a = call.a;
+  T* h = call.device.template take<T>(call.rows * a.H);
+  const auto to = call.in_layout(h, a.H);
+  const auto from = call.in_layout(y, a.H);
+  const int64_t step = to.step, row = to.row, later = a.reverse ? 0 : 1, earlier = a.reverse ? 1 : 0;
+  call.copy(to.at(step_of(0, a.steps, a.reverse)), row, a.h0, a.H, a.B, a.H);
+  // All steps but one, which are neighbours: of each batch entry, or of all at once.
+  if (a.batch_first)
+    call.copy(to.at(later), row, from.at(earlier), row, a.B, (a.steps - 1) * a.H);
+  else
+    call.copy(to.at(later), step, from.at(earlier), step, a.steps - 1, step);
+  return h;
+}
+
+// Slots of the deltas whose gates are neighbours too, so that one product serves them.
+template <class Use>
+void each_run(const CellSizes& cell, const Use& use) {
+  for (int slot = 0, end; slot < cell.gates; slot = end) {
+    for (end = slot + 1; end < cell.gates && cell.input_gate[end] == cell.input_gate[end - 1] + 1;) ++end;
+    use(slot, cell.input_gate[slot], end - slot);
+  }
+}
+
+template <class T>
+void gradients(const Call<T>& call, const LayerBackward<T>& a, const T* delta) {
+  const int64_t H = a.H, I = a.I, D = call.cell.deltas * H;
+  each_run(call.cell, [&](int slot, int gate, int count) {
+    const T* from = delta + slot * H;
+    if (a.dx)
+      call.product(call.rows, I, count * H, call.matrix(from, D), call.matrix(a.w_ih + gate * H * I, I), a.dx, I,
+                   slot > 0);
+    if (a.dw_ih)
+      call.product(count * H, I, call.rows, call.matrix(from, D, true), call.matrix(a.x, a.ldx), a.dw_ih + gate * H * I,
+                   I);
+  });
+  if (a.dw_hh)
+    call.product(call.G * H, H, call.rows, call.matrix(delta + call.cell.recurrent_delta * H, D, true),
+                 call.matrix(states_before(call, a.y), H), a.dw_hh, H);
+  if (a.db_ih || a.db_hh) {
+    using F = typename Carried<T>::F;
+    F* parts = call.device.template take<F>(bias_parts(call.rows) * D);
+    call.check(bias_gradients<T>(a.cell, delta, call.rows, H, parts, a.db_ih, a.db_hh, call.device.stream),
+               "bias_gradients");
+  }
+}
+
+// What forward would have saved: forward again, whose other results are not wanted.
+template <class T>
+const T* saved_again(const Call<T>& call, Forward<T> f) {
+  const Device& d = call.device;
+  const int64_t H = f.H, state = f.B * H;
+  T* saved = d.take<T>(call.rows * call.cell.saved * H);
+  f.saved = call.time_first(saved, call.cell.saved * H);
+  f.y = call.in_layout(d.take<T>(call.rows * H), H);
+  f.h_n = d.take<T>(state), f.c_n = d.take<T>(state);
+  forward_loop(call, f);
+  return saved;
+}
+
+template <class T>
+Forward<T> forward_of(const Call<T>& call, const Layer<T>& a) {
+  T* projected = call.device.template take<T>(call.rows * call.G * a.H);
+  call.project(projected);
+  Forward<T> f{};
+  f.steps = a.steps, f.B = a.B, f.H = a.H, f.reverse = a.reverse;
+  f.x = call.in_layout(static_cast<const T*>(projected), call.G * a.H);
+  f.h0 = a.h0, f.c0 = a.c0, f.w_hh = a.w_hh, f.b_ih = a.b_ih, f.b_hh = a.b_hh;
+  return f;
+}
+
+}  // namespace
+
+template <class T>
+void run_layer(const LayerForward<T>& a, const Device& device) {
+  const Call<T> call(a, device);
+  Forward<T> f = forward_of(call, a);
+  f.y = call.in_layout(a.y, a.H), f.c = call.time_first(a.c, a.H);
+  f.saved = call.time_first(a.saved, call.cell.saved * a.H);
+  f.h_n = a.h_n, f.c_n = a.c_n;
+  forward_loop(call, f);
+}
+
+template <class T>
+void run_layer(const LayerBackward<T>& a, const Device& device) {
+  const Call<T> call(a, device);
+  const bool recompute = call.cell.saved && !a.saved;
+  const T* saved = recompute ? saved_again(call, forward_of<T>(call, a)) : a.saved;
+  T* delta = device.take<T>(call.rows * call.cell.deltas * a.H);
+  Backward<T> b{};
+  b.steps = a.steps, b.B = a.B, b.H = a.H, b.reverse = a.reverse;
+  b.saved = call.time_first(saved, call.cell.saved * a.H), b.c = call.time_first(a.c, a.H);
+  b.y = call.in_layout(a.y, a.H), b.dy = a.dy;
+  b.h0 = a.h0, b.c0 = a.c0, b.dh_n = a.dh_n, b.dc_n = a.dc_n, b.w_hh = a.w_hh;
+  b.delta = call.in_layout(delta, call.cell.deltas * a.H);
+  b.dh0 = a.dh0, b.dc0 = a.dc0;
+  backward_loop(call, b);
+  gradients(call, a, delta);
+}
+
+#define FUSEDRNN_LAYER_OF(T)                                      \
+  template void run_layer(const LayerForward<T>&, const Device&); \
+  template void run_layer(const LayerBackward<T>&, const Device&);
+FUSEDRNN_LAYER_OF(double)
+FUSEDRNN_LAYER_OF(float)
+FUSEDRNN_LAYER_OF(__half)
+FUSEDRNN_LAYER_OF(__nv_bfloat16)
+
+}  // namespace cuda
+}  // namespace fusedrnn

@@ -1,0 +1,60 @@
+// One layer in one direction over a whole sequence, on device pointers: projection, time loop, gradients. Host code; no
+// torch in here.
+#pragma once
+#include "kernels.h"
+#include "select.h"
+
+namespace fusedrnn {
+namespace cuda {
+
+// What a layer runs on. All work is queued on the stream, and nothing waits for it.
+struct Device {
+  Limits limits;
+  const char* algorithm;  // the one that must be used, or null for the best
+  void* blas;             // torch's cuBLAS handle, on the same stream
+  cudaStream_t stream;
+  void* (*allocate)(void* owner, size_t bytes);  // device memory that lives as long as the call
+  void* owner;
+
+  template <class T>
+  T* take(int64_t count) const {
+    return static_cast<T*>(allocate(owner, size_t(count) * sizeof(T)));
+  }
+};
+
+// Tensors with one row per step and batch entry are dense, in the layout of x; saved and c have time first.
+template <class T>
+struct Layer {
+  CellKind cell;
+  int64_t steps, B, I, H;
+  bool batch_first, reverse;
+  const T* x;
+  int64_t ldx;           // from row to row of x
+  const T *h0, *c0;      // [B, H], or null for zeros
+  const T *w_ih, *w_hh;  // [G H, I], [G H, H]
+  const T *b_ih, *b_hh;  // [G H], or null
+};
+
+template <class T>
+struct LayerForward : Layer<T> {
+  T *y, *saved, *c;  // saved and c may be null
+  T *h_n, *c_n;
+};
+
+// Results that are null are not computed.
+template <class T>
+struct LayerBackward : Layer<T> {
+  const T *y, *saved, *c;  // saved may be null: then the gates are computed again
+  Steps<const T> dy;       // or null
+  const T *dh_n, *dc_n;    // or null
+  T *dx, *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+};
+
+// Throw std::runtime_error with what failed, and for which shape.
+template <class T>
+void run_layer(const LayerForward<T>& a, const Device& device);
+template <class T>
+void run_layer(const LayerBackward<T>& a, const Device& device);
+
+}  // namespace cuda
+}  // namespace fusedrnn

@@ -1,0 +1,9 @@
+#include "sums.cuh"
+
+namespace fusedrnn {
+namespace cuda {
+
+FUSEDRNN_SUMS(float)
+
+}  // namespace cuda
+}  // namespace fusedrnn
