@@ -76,14 +76,26 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
+// A kernel has to ask for more than 48 KiB of dynamic shared memory.
+template <class Kernel>
+cudaError_t ask_for_shared(Kernel kernel, size_t bytes) {
+  constexpr size_t kWithoutAsking = 48 * 1024;
+  if (bytes <= kWithoutAsking) return cudaSuccess;
+  return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
+}
+
+// How many blocks of such a launch a multiprocessor of the current device can hold at once.
+template <class Kernel>
+cudaError_t resident_blocks(Kernel kernel, int threads, size_t shared_bytes, int* blocks) {
+  const cudaError_t error = ask_for_shared(kernel, shared_bytes);
+  if (error != cudaSuccess) return error;
+  return cudaOccupancyMaxActiveBlocksPerMultiprocessor(blocks, kernel, threads, shared_bytes);
+}
+
 template <class... Parameters, class... Arguments>
 cudaError_t launch(const Launch& where, void (*kernel)(Parameters...), Arguments&&... arguments) {
-  constexpr size_t kWithoutAsking = 48 * 1024;
-  if (where.shared_bytes > kWithoutAsking) {
-    const cudaError_t error =
-        cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(where.shared_bytes));
-    if (error != cudaSuccess) return error;
-  }
+  const cudaError_t error = ask_for_shared(kernel, where.shared_bytes);
+  if (error != cudaSuccess) return error;
   cudaLaunchAttribute cooperative{};
   cooperative.id = cudaLaunchAttributeCooperative;
   cooperative.val.cooperative = 1;

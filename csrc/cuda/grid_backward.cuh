@@ -36,7 +36,7 @@ FUSEDRNN_DEVICE void begin_backward(const Backward<T>& a, const GridWorkspace<T>
 // Columns of a block: its units. A barrier ends each step but the first one, and that too where dh0 is wanted.
 template <class Cell, class T, class Shape, bool Tf32>
 __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
-    grid_backward(const Backward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
+    grid_backward_kernel(const Backward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
   using P = Product<T, Tf32, Shape::kTiles>;
   DYNAMIC_SHARED(carver);
   const GridShared s = GridShared::carve<Shape>(carver, plan, a.B);
@@ -88,7 +88,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
 // As run_grid_forward.
 template <class Cell, class T, class Shape, bool Tf32>
 cudaError_t run_grid_backward(const Backward<T>& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
-  return launch(grid_launch<Shape>(plan, a.B, stream), grid_backward<Cell, T, Shape, Tf32>, a,
+  return launch(grid_launch<Shape>(plan, a.B, stream), grid_backward_kernel<Cell, T, Shape, Tf32>, a,
                 GridWorkspace<T>(workspace, plan, a.B), plan);
 }
 

@@ -47,7 +47,7 @@ FUSEDRNN_DEVICE void begin_forward(const Forward<T>& a, const GridWorkspace<T>& 
 // Columns of a block: G neighbours for each unit.
 template <class Cell, class T, class Shape, bool Tf32>
 __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
-    grid_forward(const Forward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
+    grid_forward_kernel(const Forward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
   constexpr int G = Cell::kGates;
   using P = Product<T, Tf32, Shape::kTiles>;
   DYNAMIC_SHARED(carver);
@@ -92,7 +92,7 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
 // workspace: plan.workspace_bytes, 16-byte aligned, of any content. The plan is that of grid_blocks<Shape>.
 template <class Cell, class T, class Shape, bool Tf32>
 cudaError_t run_grid_forward(const Forward<T>& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
-  return launch(grid_launch<Shape>(plan, a.B, stream), grid_forward<Cell, T, Shape, Tf32>, a,
+  return launch(grid_launch<Shape>(plan, a.B, stream), grid_forward_kernel<Cell, T, Shape, Tf32>, a,
                 GridWorkspace<T>(workspace, plan, a.B), plan);
 }
 

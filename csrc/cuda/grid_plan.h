@@ -1,6 +1,7 @@
 // How the persistent kernel of grid.cuh is laid out over a GPU: a pure function of numbers, known before a launch.
 #pragma once
 #include <cstdint>
+#include <type_traits>
 
 #include "../inline.h"
 
@@ -28,7 +29,7 @@ struct GridLimits {
 };
 
 struct GridPlan {
-  bool fits;
+  bool fits, wide;          // wide: of GridWide
   int blocks, units;        // hidden units of a block; the last may have fewer
   int groups;               // times that a warp goes over its share of K, each time for kTiles tiles
   int chunks;               // of K
@@ -76,7 +77,7 @@ GridPlan grid_blocks(const GridLimits& limits, const GridProblem& p) {
   const int64_t free_bytes = limits.shared_bytes - grid_fixed_bytes(p, units, columns, Shape::kWarps);
   if (free_bytes < 0) return plan;
   const int64_t shared = free_bytes / slot_bytes < slots ? free_bytes / slot_bytes : slots;
-  plan.fits = true;
+  plan.fits = true, plan.wide = std::is_same_v<Shape, GridWide>;
   plan.blocks = int(divide_up(p.H, units)), plan.units = int(units);
   plan.groups = int(tiles / Shape::kTiles), plan.chunks = int(chunks);
   plan.slots = int(slots), plan.shared_slots = int(shared);

@@ -9,6 +9,7 @@
 
 #include "../sequence.h"
 #include "block_shape.h"
+#include "grid_plan.h"
 
 namespace fusedrnn {
 namespace cuda {
@@ -74,6 +75,18 @@ template <class T>
 cudaError_t block_forward(CellKind cell, const Forward<T>& a, const BlockShape& shape, cudaStream_t stream);
 template <class T>
 cudaError_t block_backward(CellKind cell, const Backward<T>& a, const BlockShape& shape, cudaStream_t stream);
+
+// The whole sequence in one cooperative launch, by a plan that fits (grid_plan.h). T as above; tf32 matters to float
+// alone. The workspace has plan.workspace_bytes of any content, at an address that 256 divides.
+template <class T>
+cudaError_t grid_forward(CellKind cell, const Forward<T>& a, const GridPlan& plan, bool tf32, void* workspace,
+                         cudaStream_t stream);
+template <class T>
+cudaError_t grid_backward(CellKind cell, const Backward<T>& a, const GridPlan& plan, bool tf32, void* workspace,
+                          cudaStream_t stream);
+// Whether a multiprocessor of the current device can hold a block of that plan, whose shared memory it may ask for.
+template <class T>
+cudaError_t grid_resident(CellKind cell, bool backward, const GridPlan& plan, bool tf32, bool* resident);
 
 }  // namespace cuda
 }  // namespace fusedrnn

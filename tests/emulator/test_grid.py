@@ -15,7 +15,7 @@ from emulator.toolchain import Emulator, Unwritten
 
 TYPES = ["float", "tf32", "half", "bfloat16"]
 CELLS = {"lstm": (4, 4, 4, 0), "gru": (3, 4, 4, 1), "rnn_tanh": (1, 0, 1, 0), "rnn_relu": (1, 0, 1, 0)}
-SOURCES = [KERNELS / f"grid_{name}.cu" for name in TYPES]
+SOURCES = [folder / f"grid_{name}.cu" for folder in (KERNELS, toolchain.SOURCE / "csrc" / "cuda") for name in TYPES]
 TESTED, NARROW, WIDE, SHIPPED = range(4)  # shapes, as grid_cases.h numbers them
 EPS = {"float": 2.0**-23, "tf32": 2.0**-10, "half": 2.0**-10, "bfloat16": 2.0**-7}
 

@@ -59,33 +59,31 @@ Backward<T> backward_of(const GridCase& g, const GridBackwardTensors& a) {
           static_cast<T*>(a.dc0)};
 }
 
-template <class Cell, class T, bool Tf32, class Shape>
+// The kernels of csrc/cuda, or those of the tested shape, which is compiled here alone.
+template <class Cell, class T, bool Tf32>
 cudaError_t run_grid(const GridCase& g, const GridForwardTensors* forward, const GridBackwardTensors* backward) {
   const GridLimits limits{g.blocks, g.shared_bytes};
   const GridProblem problem{g.B, g.H, Cell::kGates, int(sizeof(T)), backward != nullptr};
-  const GridPlan plan = grid_blocks<Shape>(limits, problem);
+  const GridPlan plan = g.shape == 0   ? grid_blocks<GridTested>(limits, problem)
+                        : g.shape == 1 ? grid_blocks<GridNarrow>(limits, problem)
+                                       : grid_blocks<GridWide>(limits, problem);
   if (!plan.fits) return cudaErrorCooperativeLaunchTooLarge;
-  if (forward)
-    return run_grid_forward<Cell, T, Shape, Tf32>(forward_of<Cell, T>(g, *forward), plan, forward->workspace, nullptr);
-  return run_grid_backward<Cell, T, Shape, Tf32>(backward_of<Cell, T>(g, *backward), plan, backward->workspace,
-                                                 nullptr);
-}
-
-template <class T, bool Tf32, class Shape>
-cudaError_t run_cell(const GridCase& g, const GridForwardTensors* forward, const GridBackwardTensors* backward) {
-  constexpr decltype(&run_grid<Lstm, T, Tf32, Shape>) cells[] = {
-      run_grid<Lstm, T, Tf32, Shape>, run_grid<Gru, T, Tf32, Shape>, run_grid<RnnTanh, T, Tf32, Shape>,
-      run_grid<RnnRelu, T, Tf32, Shape>};
-  return cells[g.cell](g, forward, backward);
+  const CellKind cell = CellKind(g.cell);
+  if (forward) {
+    const auto a = forward_of<Cell, T>(g, *forward);
+    if (g.shape == 0) return run_grid_forward<Cell, T, GridTested, Tf32>(a, plan, forward->workspace, nullptr);
+    return grid_forward<T>(cell, a, plan, Tf32, forward->workspace, nullptr);
+  }
+  const auto a = backward_of<Cell, T>(g, *backward);
+  if (g.shape == 0) return run_grid_backward<Cell, T, GridTested, Tf32>(a, plan, backward->workspace, nullptr);
+  return grid_backward<T>(cell, a, plan, Tf32, backward->workspace, nullptr);
 }
 
 template <class T, bool Tf32>
-cudaError_t run_shape(const GridCase& g, const GridForwardTensors* forward, const GridBackwardTensors* backward) {
-  switch (g.shape) {
-    case 0: return run_cell<T, Tf32, GridTested>(g, forward, backward);
-    case 1: return run_cell<T, Tf32, GridNarrow>(g, forward, backward);
-    default: return run_cell<T, Tf32, GridWide>(g, forward, backward);
-  }
+cudaError_t run_cell(const GridCase& g, const GridForwardTensors* forward, const GridBackwardTensors* backward) {
+  constexpr decltype(&run_grid<Lstm, T, Tf32>) cells[] = {run_grid<Lstm, T, Tf32>, run_grid<Gru, T, Tf32>,
+                                                          run_grid<RnnTanh, T, Tf32>, run_grid<RnnRelu, T, Tf32>};
+  return cells[g.cell](g, forward, backward);
 }
 
 }  // namespace cuda

@@ -1,5 +1,5 @@
 #include "grid_cases.cuh"
 
 cudaError_t grid_half(const GridCase& g, const GridForwardTensors* forward, const GridBackwardTensors* backward) {
-  return fusedrnn::cuda::run_shape<__half, false>(g, forward, backward);
+  return fusedrnn::cuda::run_cell<__half, false>(g, forward, backward);
 }

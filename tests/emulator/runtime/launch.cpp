@@ -180,13 +180,17 @@ bool possible(const cudaLaunchConfig_t& config) {
 
 std::map<const void*, size_t> shared_limits;
 
+size_t shared_limit(const void* kernel) {
+  const auto asked = shared_limits.find(kernel);
+  return asked == shared_limits.end() ? 48 << 10 : asked->second;
+}
+
 }  // namespace
 
 cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*body)(void*), void* arguments,
                 size_t bytes) {
-  const auto limit = shared_limits.find(kernel);
   if (!possible(config)) return cudaErrorInvalidConfiguration;
-  if (config.dynamicSmemBytes > (limit == shared_limits.end() ? 48 << 10 : limit->second)) return cudaErrorInvalidValue;
+  if (config.dynamicSmemBytes > shared_limit(kernel)) return cudaErrorInvalidValue;
   LaunchState launch{};
   launch.body = body, launch.arguments = arguments, launch.argument_bytes = bytes;
   for (unsigned i = 0; i < config.numAttrs; ++i)
@@ -215,9 +219,18 @@ cudaError_t run(const cudaLaunchConfig_t& config, const void* kernel, void (*bod
 
 }  // namespace emulator
 
-extern "C" cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
+extern "C" {
+
+cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute, int value) {
   constexpr int kMost = 227 << 10;  // of sm_90 and sm_100
   if (attribute != cudaFuncAttributeMaxDynamicSharedMemorySize || value > kMost) return cudaErrorInvalidValue;
   emulator::shared_limits[kernel] = size_t(value);
   return cudaSuccess;
+}
+// By the threads and the shared memory of a multiprocessor of sm_90. What registers allow is not known here.
+cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t bytes) {
+  const bool allowed = bytes <= emulator::shared_limit(kernel) && threads >= 1 && threads <= 1024;
+  *blocks = allowed ? int(std::min<size_t>(2048 / size_t(threads), (228 << 10) / (bytes + 1024))) : 0;
+  return cudaSuccess;
+}
 }
