@@ -17,6 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
+from . import cuda
 from .autograd import FUNCTIONS, EagerFunction, reference_layer, run_below_autograd
 from .ops import CELLS, FORWARD, SAVING
 
@@ -60,8 +61,8 @@ def lstm(
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
             table, and for T = 0.
-        NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices,
-            or under autocast.
+        NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices
+            than the CPU and, where there are CUDA kernels, CUDA devices, or under autocast.
     """
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
     y, h_n, c_n = network("lstm", input, hx, weights, embedding, *options)
@@ -315,7 +316,7 @@ def _checked(
 
     The operators refuse whatever they cannot take, so looking at every tensor can wait until they have.
     """
-    if is_compiling() or torch._C._is_any_autocast_enabled() or not x.is_cpu:
+    if is_compiling() or torch._C._is_any_autocast_enabled() or not (x.is_cpu or x.is_cuda):
         _check_served(x, states, weights)
         return run(cell, x, states, weights, *args)
     try:
@@ -375,8 +376,10 @@ def _check_served(x: Tensor, states: States | None, weights: Sequence[Tensor | N
     """Says what is not served yet, and refuses tensors of different dtypes or devices."""
     if x.dtype not in _DTYPES:
         raise NotImplementedError(f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}")
-    if x.device.type not in ("cpu", "meta"):
-        raise NotImplementedError(f"fusedrnn has kernels for the CPU only, got a tensor on {x.device}; use nn.* there")
+    if x.device.type not in ("cpu", "cuda", "meta"):
+        raise NotImplementedError(f"fusedrnn has kernels for the CPU and CUDA, got a tensor on {x.device}")
+    if x.is_cuda and cuda.unavailable:
+        raise NotImplementedError(f"fusedrnn has no CUDA kernels here ({cuda.unavailable}), got a tensor on {x.device}")
     if torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu"):
         raise NotImplementedError(
             "fusedrnn does not serve autocast yet; call it inside torch.autocast(..., enabled=False), or use nn.*"

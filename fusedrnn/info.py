@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from fusedrnn import _build_info as build
+from fusedrnn import cuda
 
 
 @dataclass(frozen=True)
@@ -20,7 +21,7 @@ class Info:
     built_against: str  # torch whose headers and libraries the build used
     cpu_isa: str  # the kernels that were picked on this machine
     threads: int  # of torch's pool, which the kernels share
-    cuda_kernels: str | None  # CUDA release they were built for
+    cuda_kernels: str | None  # CUDA release and architectures that they were built for
     no_cuda_reason: str | None  # why there are none
 
     def __str__(self) -> str:
@@ -45,8 +46,8 @@ def info() -> Info:
         built_against=build.TORCH,
         cpu_isa=torch.ops.fusedrnn.cpu_isa(),
         threads=torch.get_num_threads(),
-        cuda_kernels=build.CUDA,
-        no_cuda_reason=build.CUDA_REASON,
+        cuda_kernels=build.CUDA if cuda.unavailable is None else None,
+        no_cuda_reason=cuda.unavailable,
     )
 
 

@@ -103,17 +103,19 @@ class Call {
     if (type == ValueType::kFloat32 && allows_tf32(device.blas)) type = ValueType::kTf32;
     const Asked asked{backward, a.cell, type, a.steps, a.B, a.H};
     Choice choice = select(asked, device.limits, device.algorithm);
-    if (choice.error.empty() && choice.algorithm == Algorithm::kGrid) {
-      bool resident = false;
-      check(grid_resident<T>(a.cell, backward, choice.grid, choice.tf32, &resident), "the grid kernel's occupancy");
-      if (resident) return choice;
-      if (device.algorithm && *device.algorithm)
-        choice.error = "the algorithm grid needs its blocks to be resident together, which they cannot be here";
-      else
-        return select(asked, device.limits, "step");
+    if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
+      if (!device.algorithm || !*device.algorithm) return select(asked, device.limits, "step");
+      choice.error = "the algorithm grid needs all its blocks to be resident, which they cannot be here";
     }
     if (!choice.error.empty()) throw std::runtime_error("fusedrnn: " + choice.error);
     return choice;
+  }
+
+  bool resident(bool backward, const Choice& choice) const {
+    bool all = false;
+    if constexpr (!std::is_same_v<T, double>)
+      check(grid_resident<T>(a.cell, backward, choice.grid, choice.tf32, &all), "grid_resident");
+    return all;
   }
 
   void project(T* to) const { product(rows, G * a.H, a.I, matrix(a.x, a.ldx), matrix(a.w_ih, a.I, true), to, G * a.H); }
@@ -133,11 +135,17 @@ void forward_steps(const Call<T>& call, const Forward<T>& f) {
   const int64_t N = call.G * f.H;
   F* product = call.device.template take<F>(f.B * N);
   const Carried<T> carried{call.device.template take<F>(f.B * f.H), call.device.template take<F>(f.B * f.H)};
-  for (int64_t k = 0; k < f.steps; ++k) {
-    const T* h = k == 0 ? f.h0 : f.y.at(step_of(k - 1, f.steps, f.reverse));
-    if (h)
-      call.product(f.B, N, f.H, call.matrix(h, k == 0 ? f.H : f.y.row), call.matrix(f.w_hh, f.H, true), product, N);
-    call.check(step_forward<T>(call.a.cell, f, k, h ? product : nullptr, carried, call.device.stream), "step_forward");
+  const T* h = f.h0;
+  if (!h) {
+    // Zeros are multiplied too: a NaN in w_hh reaches the first step.
+    T* zeros = call.device.template take<T>(f.B * f.H);
+    call.fill_zero(zeros, f.H, f.B, f.H);
+    h = zeros;
+  }
+  for (int64_t k = 0, ld = f.H; k < f.steps; ++k) {
+    call.product(f.B, N, f.H, call.matrix(h, ld), call.matrix(f.w_hh, f.H, true), product, N);
+    call.check(step_forward<T>(call.a.cell, f, k, product, carried, call.device.stream), "step_forward");
+    h = f.y.at(step_of(k, f.steps, f.reverse)), ld = f.y.row;
   }
 }
 
@@ -212,6 +220,7 @@ template <class T>
 const T* states_before(const Call<T>& call, const T* y) {
   const auto& a = call.a;
   T* h = call.device.template take<T>(call.rows * a.H);
+  if (call.rows == 0) return h;
   const auto to = call.in_layout(h, a.H);
   const auto from = call.in_layout(y, a.H);
   const int64_t step = to.step, row = to.row, later = a.reverse ? 0 : 1, earlier = a.reverse ? 1 : 0;

@@ -141,7 +141,7 @@ class LSTM(_Layers):
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0.
-        NotImplementedError: PackedSequence, CUDA tensors, autocast.
+        NotImplementedError: PackedSequence, CUDA tensors where there are no CUDA kernels, autocast.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -121,24 +121,27 @@ def make(command: list[str], to: Path) -> None:
     os.replace(partial, to)
 
 
-def compile_module(build: str, kernels: Sequence[Path], bindings: Path, defines: Sequence[str] = ()) -> Path:
-    """A shared object with kernels, what binds them to Python, and the emulator; made again when a source changes."""
-    cxx, how = compiler(), BUILDS[build]
-    # What CUDA's and pybind11's headers warn of is theirs.
-    include = [f"-I{HERE / 'include'}", f"-I{SOURCE}", f"-isystem{cuda_headers()}", f"-isystem{pybind11_headers()}"]
-    python = f"-isystem{sysconfig.get_path('include')}"
-    base = [*cxx, *shlex.split(COMMON), *include]
-    jobs = [
-        # pybind11 takes longest to compile, so it comes first; no build instruments it.
-        (bindings, [*base, "-O1", python]),
+def base_command() -> list[str]:
+    # What CUDA's headers warn of is theirs.
+    return [*compiler(), *shlex.split(COMMON), f"-I{HERE / 'include'}", f"-I{SOURCE}", f"-isystem{cuda_headers()}"]
+
+
+def emulated_jobs(build: str, kernels: Sequence[Path], defines: Sequence[str] = ()) -> list[tuple[Path, list[str]]]:
+    """How the kernels and the emulator's runtime are compiled."""
+    base, how = base_command(), BUILDS[build]
+    return [
         *((path, [*base, *shlex.split(how.kernels), *defines, "-x", "c++"]) for path in kernels),
         *((path, [*base, *shlex.split(how.runtime)]) for path in RUNTIME),
     ]
+
+
+def link(name: str, build: str, jobs: Sequence[tuple[Path, list[str]]], libraries: Sequence[str] = ()) -> Path:
+    """A shared object of sources and the commands that compile them; made again when a source changes."""
     shared = digest(path.read_bytes() for path in headers())
     objects = [
         CACHE / f"{path.stem}-{digest([shared, path.name, path.read_bytes(), *command])}.o" for path, command in jobs
     ]
-    module = CACHE / f"{bindings.stem}-{build}-{digest(map(str, objects))}.so"
+    module = CACHE / f"{name}-{build}-{digest(map(str, objects))}.so"
     if module.exists():
         return module
     with one_at_a_time():
@@ -146,8 +149,17 @@ def compile_module(build: str, kernels: Sequence[Path], bindings: Path, defines:
         with ThreadPoolExecutor(len(os.sched_getaffinity(0))) as pool:
             list(pool.map(lambda job: make([*job[0], "-c", str(job[1])], job[2]), missing))
         if not module.exists():
-            make([*cxx, "-shared", *shlex.split(how.link), *map(str, objects), "-ldl"], module)
+            flags = shlex.split(BUILDS[build].link)
+            make([*compiler(), "-shared", *flags, *map(str, objects), *libraries, "-ldl"], module)
     return module
+
+
+def compile_module(build: str, kernels: Sequence[Path], bindings: Path, defines: Sequence[str] = ()) -> Path:
+    """A shared object with kernels, what binds them to Python, and the emulator."""
+    python = f"-isystem{sysconfig.get_path('include')}"
+    # pybind11 takes longest to compile, so it comes first; no build instruments it.
+    binding = (bindings, [*base_command(), f"-isystem{pybind11_headers()}", "-O1", python])
+    return link(bindings.stem, build, [binding, *emulated_jobs(build, kernels, defines)])
 
 
 class Report(NamedTuple):
