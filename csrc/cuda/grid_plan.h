@@ -11,6 +11,7 @@ namespace cuda {
 constexpr int kTileColumns = 8;  // columns of a product that one fragment of weights serves
 constexpr int kPassRows = 16;    // batch rows that are multiplied before the gate math runs on them
 constexpr int kChunkBytes = 64;  // of a row of h or delta, that one fragment of weights serves
+constexpr int kFragmentBytes = kChunkBytes * kTileColumns;  // of the 32 lanes of a warp
 
 // Warps of a block, tiles that a warp sums side by side, and chunks of them whose weights stay in registers.
 template <int Warps, int Tiles, int RegisterChunks>
@@ -73,7 +74,7 @@ GridPlan grid_blocks(const GridLimits& limits, const GridProblem& p) {
   const int64_t chunks = divide_up(p.K() * p.value_bytes, kChunkBytes), own = divide_up(chunks, Shape::kWarps);
   const int64_t kept = own < Shape::kRegisterChunks ? own : Shape::kRegisterChunks;
   const int64_t slots = tiles / Shape::kTiles * own - kept;
-  const int64_t slot_bytes = int64_t(Shape::kWarps) * Shape::kTiles * 32 * 16;
+  const int64_t slot_bytes = int64_t(Shape::kWarps) * Shape::kTiles * kFragmentBytes;
   const int64_t free_bytes = limits.shared_bytes - grid_fixed_bytes(p, units, columns, Shape::kWarps);
   if (free_bytes < 0) return plan;
   const int64_t shared = free_bytes / slot_bytes < slots ? free_bytes / slot_bytes : slots;

@@ -2,29 +2,17 @@
 #pragma once
 #include <string>
 
-#include "block_shape.h"
+#include "cost.h"
 
 namespace fusedrnn {
 namespace cuda {
 
-enum class Algorithm { kStep, kBlock };
-
-// Of a device, by the attributes of the runtime API.
-struct Limits {
-  int sm_count;
-  int shared_bytes;  // per block, for a kernel that asks for more than 48 KiB
-};
-
-// What is asked: one direction of one layer, forward or backward.
-struct Asked {
-  bool backward;
-  int gates, type_bytes;  // 8 is double
-  int64_t T, B, H;
-};
+enum class Algorithm { kStep, kBlock, kGrid };
 
 struct Choice {
   Algorithm algorithm;
   BlockShape block;   // of kBlock
+  GridPlan grid;      // of kGrid. Where grid_resident denies it, select again for a device that is not cooperative
   std::string error;  // not empty: what was asked for by name cannot be
 };
 
@@ -32,12 +20,12 @@ struct Choice {
 // and each row adds to it; then as many as fit. No rows: the block kernels cannot run this.
 inline BlockShape block_shape_for(const Asked& a, const Limits& limits) {
   const BlockShape none{0, 0};
-  if (a.type_bytes == 8 || a.H < 1 || a.H > kBlockThreads) return none;
+  if (a.type == ValueType::kFloat64 || a.B < 1 || a.H < 1 || a.H > kBlockThreads) return none;
   const auto fits = [&](const BlockShape& s) {
-    return block_shared_bytes(a.backward, a.gates, a.type_bytes, a.H, s.rows()) <= limits.shared_bytes;
+    return block_shared_bytes(a.backward, a.gates, a.type_bytes(), a.H, s.rows()) <= limits.shared_bytes;
   };
   const int most_groups = kBlockThreads / block_units(a.H);
-  const int64_t wanted = (a.B + limits.sm_count - 1) / limits.sm_count;
+  const int64_t wanted = divide_up(a.B, limits.sm_count);
   BlockShape best{1, 1};
   if (!fits(best)) return none;
   // A group more hides latency; rows that share a load of w_hh come when there are no more groups to have.
@@ -49,25 +37,46 @@ inline BlockShape block_shape_for(const Asked& a, const Limits& limits) {
   return best;
 }
 
-// name: of the algorithm that is wanted, or null or empty for the best. The grid of blocks is one wave where it can be;
-// beyond two waves the products of single steps, which use tensor cores, have caught up.
+// One block a multiprocessor. It may not fit.
+inline GridPlan grid_plan_for(const Asked& a, const Limits& limits) {
+  if (a.type == ValueType::kFloat64 || !limits.cooperative) return GridPlan{};
+  return grid_blocks(GridLimits{limits.sm_count, limits.shared_bytes},
+                     GridProblem{a.B, a.H, a.gates, a.type_bytes(), a.backward});
+}
+
+// Why an algorithm that is not step cannot run something.
+inline std::string why_not(const std::string& name, const Asked& a, const Limits& limits) {
+  const std::string start = "the algorithm " + name + " does not run ", H = "hidden size " + std::to_string(a.H);
+  if (a.type == ValueType::kFloat64) return start + "float64";
+  if (name == "block")
+    return start + H + " on this device: w_hh does not fit in the shared memory of a block, or units are more than " +
+           std::to_string(kBlockThreads);
+  if (!limits.cooperative) return start + "on this device: it does not launch cooperatively";
+  return start + "batch size " + std::to_string(a.B) + " with " + H +
+         " on this device: the states of a block's units do not fit in its shared memory";
+}
+
+// name: of the algorithm that is wanted, or null or empty for the one that is estimated to be fastest.
 inline Choice select(const Asked& a, const Limits& limits, const char* name) {
   const std::string wanted = name ? name : "";
-  const BlockShape block = block_shape_for(a, limits);
-  if (wanted == "step") return {Algorithm::kStep, {0, 0}, ""};
-  if (wanted == "block") {
-    if (block.rows() > 0) return {Algorithm::kBlock, block, ""};
-    return {Algorithm::kStep,
-            {0, 0},
-            a.type_bytes == 8 ? "the algorithm block does not run float64"
-                              : "the algorithm block does not run hidden size " + std::to_string(a.H) +
-                                    " on this device: w_hh does not fit in the shared memory of a block"};
-  }
-  if (!wanted.empty())
-    return {Algorithm::kStep, {0, 0}, "there is no algorithm " + wanted + ": it is one of step, block"};
-  const int64_t blocks = block.rows() > 0 ? (a.B + block.rows() - 1) / block.rows() : 0;
-  const bool use_block = blocks > 0 && a.T > 1 && blocks <= 2 * int64_t(limits.sm_count);
-  return {use_block ? Algorithm::kBlock : Algorithm::kStep, use_block ? block : BlockShape{0, 0}, ""};
+  const Choice step{Algorithm::kStep, {0, 0}, {}, ""};
+  if (!wanted.empty() && wanted != "step" && wanted != "block" && wanted != "grid")
+    return {Algorithm::kStep, {0, 0}, {}, "there is no algorithm " + wanted + ": it is one of step, block, grid"};
+  // Nothing to run is no failure of what was asked for.
+  if (wanted == "step" || a.B < 1 || a.H < 1) return step;
+  const Choice block{Algorithm::kBlock, block_shape_for(a, limits), {}, ""};
+  const Choice grid{Algorithm::kGrid, {0, 0}, grid_plan_for(a, limits), ""};
+  const bool can_block = block.block.rows() > 0, can_grid = grid.grid.fits;
+  if (wanted == "block" && can_block) return block;
+  if (wanted == "grid" && can_grid) return grid;
+  if (!wanted.empty()) return {Algorithm::kStep, {0, 0}, {}, why_not(wanted, a, limits)};
+  // One step has nothing to keep on chip.
+  if (a.T < 2) return step;
+  const double step_takes = step_cost(a, limits);
+  const double block_takes = can_block ? block_cost(a, limits, block.block) : step_takes;
+  const double grid_takes = can_grid ? grid_cost(a, limits, grid.grid) : step_takes;
+  if (block_takes < step_takes && block_takes <= grid_takes) return block;
+  return grid_takes < step_takes ? grid : step;
 }
 
 }  // namespace cuda
