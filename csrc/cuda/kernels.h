@@ -53,12 +53,12 @@ struct Carried {
 };
 
 // One step, the k-th that forward runs, after the product of the state before it and w_hh: [B, G H], or null for zeros.
-// Writes the final state with the last step.
+// Writes the final state with the last step; of no steps, k = 0 does nothing else.
 template <class T>
 cudaError_t step_forward(CellKind cell, const Forward<T>& a, int64_t k, const typename Carried<T>::F* product,
                          const Carried<T>& carried, cudaStream_t stream);
 // The same step backward: the product of the recurrent deltas of the step run after it and w_hh is [B, H], or null for
-// the last. k = -1, after the first step, writes the gradients of the initial states.
+// the last. k = -1, after the first step or instead of one, writes the gradients of the initial states.
 template <class T>
 cudaError_t step_backward(CellKind cell, const Backward<T>& a, int64_t k, const typename Carried<T>::F* product,
                           const Carried<T>& carried, cudaStream_t stream);

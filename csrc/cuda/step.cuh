@@ -17,6 +17,7 @@ __global__ void __launch_bounds__(kStepThreads)
   const unsigned i = blockIdx.x * kStepThreads + threadIdx.x, H = unsigned(a.H);
   if (i >= unsigned(a.B) * H) return;
   const int64_t b = i / H, j = i % H, t = step_of(k, a.steps, a.reverse);
+  if (a.steps == 0) return store_final_state<Cell>(a, b, j, initial_state<Cell>(a, b, j));
   Compute<T> r[Cell::kGates];
 #pragma unroll
   for (int g = 0; g < Cell::kGates; ++g) r[g] = product ? product[(b * Cell::kGates + g) * H + j] : Compute<T>(0);

@@ -9,7 +9,10 @@ from emulator.toolchain import Emulator
 
 KERNELS = toolchain.HERE / "kernels"
 SOURCES = [KERNELS / name for name in ("cases.cu", "device.cu", "matmul.cu", "math.cu")]
-RECURRENCE = [KERNELS / "recurrence.cu", *sorted((toolchain.SOURCE / "csrc" / "cuda").glob("*.cu"))]
+RECURRENCE = [
+    *(KERNELS / name for name in ("grid_tested_float.cu", "grid_tested_half.cu", "recurrence.cu")),
+    *sorted((toolchain.SOURCE / "csrc" / "cuda").glob("*.cu")),
+]
 # A test starts pytest again for the sanitized build, which Python can load only if the sanitizer was there first.
 BUILDS = os.environ.get("EMULATOR_BUILDS", "plain checked").split()
 

@@ -31,7 +31,7 @@ class Choice(NamedTuple):
 
 @pytest.fixture
 def module():
-    return load("plain", recurrence=True).module
+    return load("checked", recurrence=True).module
 
 
 def select(

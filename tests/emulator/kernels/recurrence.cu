@@ -1,7 +1,7 @@
-// Runs the kernels of csrc/cuda over a sequence: the block kernels in one launch, or those of single steps in a loop
-// with a product between them that is as plain as can be.
+// Runs the kernels of csrc/cuda over a sequence: those of block and of grid in one launch, those of single steps in a
+// loop with a product between them that is as plain as can be.
 #include "csrc/cuda/cells.cuh"
-#include "csrc/cuda/kernels.h"
+#include "grid_tested.h"
 #include "recurrence.h"
 
 using namespace fusedrnn;
@@ -44,7 +44,7 @@ int recurrent_delta_of(int cell) { return cell == kGru ? Gru::kRecurrentDelta : 
 template <class T>
 cudaError_t forward_steps(CellKind cell, const Forward<T>& a, Compute<T>* product, const Carried<T>& carried) {
   const int G = gates_of(cell);
-  for (int64_t k = 0; k < a.steps; ++k) {
+  for (int64_t k = 0; k < a.steps || k == 0; ++k) {
     const T* h = k > 0 ? a.y.at(step_of(k - 1, a.steps, a.reverse)) : a.h0;
     const int64_t stride = k > 0 ? a.y.row : a.H;
     cudaError_t error = cudaSuccess;
@@ -74,25 +74,49 @@ cudaError_t backward_steps(CellKind cell, const Backward<T>& a, Compute<T>* prod
   return cudaSuccess;
 }
 
-// f(T()) of the type with this number.
+struct GridLayout {
+  int shape, blocks;
+  int64_t shared_bytes;
+};
+
+// By a plan of a shape that is shipped, or of that of tests.
+template <class T, bool Tf32>
+cudaError_t forward_grid(int cell, const Forward<T>& a, const GridLayout& layout, void* workspace) {
+  const GridPlan plan = grid_plan_of(layout.shape, {layout.blocks, layout.shared_bytes},
+                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), false});
+  if (!plan.fits) return cudaErrorCooperativeLaunchTooLarge;
+  if (layout.shape == 0) return grid_tested_forward<T, Tf32>(CellKind(cell), a, plan, workspace);
+  return grid_forward<T>(CellKind(cell), a, plan, Tf32, workspace, nullptr);
+}
+template <class T, bool Tf32>
+cudaError_t backward_grid(int cell, const Backward<T>& a, const GridLayout& layout, void* workspace) {
+  const GridPlan plan = grid_plan_of(layout.shape, {layout.blocks, layout.shared_bytes},
+                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), true});
+  if (!plan.fits) return cudaErrorCooperativeLaunchTooLarge;
+  if (layout.shape == 0) return grid_tested_backward<T, Tf32>(CellKind(cell), a, plan, workspace);
+  return grid_backward<T>(CellKind(cell), a, plan, Tf32, workspace, nullptr);
+}
+
+// f(T(), whether as TF32) of the type with this number.
 template <class F>
 cudaError_t with_type(int type, const F& f) {
   switch (type) {
-    case 0: return f(double());
-    case 1: return f(float());
-    case 2: return f(__half());
-    default: return f(__nv_bfloat16());
+    case 0: return f(double(), std::false_type());
+    case 1: return f(float(), std::false_type());
+    case 2: return f(float(), std::true_type());
+    case 3: return f(__half(), std::false_type());
+    default: return f(__nv_bfloat16(), std::false_type());
   }
 }
 
 }  // namespace
 
-cudaError_t run_forward(int cell, int type, int rows_per_thread, int groups, int64_t steps, int64_t B, int64_t H,
+cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int64_t steps, int64_t B, int64_t H,
                         bool reverse, bool batch_first, const void* x, const void* h0, const void* c0, const void* w_hh,
                         const void* b_ih, const void* b_hh, void* y, void* c, void* saved, void* h_n, void* c_n,
-                        void* product, void* carried_h, void* carried_c) {
+                        void* product, void* carried_h, void* carried_c, void* workspace) {
   const Sizes sizes{steps, B, H, reverse, batch_first};
-  return with_type(type, [&](auto zero) {
+  return with_type(type, [&](auto zero, auto tf32) {
     using T = decltype(zero);
     const Forward<T> a{steps,
                        B,
@@ -110,22 +134,24 @@ cudaError_t run_forward(int cell, int type, int rows_per_thread, int groups, int
                        as<const T>(b_ih),
                        as<const T>(b_hh)};
     using F = Compute<T>;
-    if (rows_per_thread == 0)
+    if (kernel == kStepKernel)
       return forward_steps<T>(CellKind(cell), a, as<F>(product), {as<F>(carried_h), as<F>(carried_c)});
-    if constexpr (std::is_same_v<T, double>)
+    if constexpr (std::is_same_v<T, double>) {
       return cudaErrorInvalidValue;
-    else
-      return block_forward<T>(CellKind(cell), a, {rows_per_thread, groups}, nullptr);
+    } else {
+      if (kernel == kBlockKernel) return block_forward<T>(CellKind(cell), a, {p, q}, nullptr);
+      return forward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r}, workspace);
+    }
   });
 }
 
-cudaError_t run_backward(int cell, int type, int rows_per_thread, int groups, int64_t steps, int64_t B, int64_t H,
+cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int64_t steps, int64_t B, int64_t H,
                          bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
                          const void* h0, const void* c0, const void* dy, const void* dh_n, const void* dc_n,
                          const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,
-                         void* carried_c) {
+                         void* carried_c, void* workspace) {
   const Sizes sizes{steps, B, H, reverse, batch_first};
-  return with_type(type, [&](auto zero) {
+  return with_type(type, [&](auto zero, auto tf32) {
     using T = decltype(zero);
     const Backward<T> a{steps,
                         B,
@@ -144,11 +170,25 @@ cudaError_t run_backward(int cell, int type, int rows_per_thread, int groups, in
                         as<T>(dh0),
                         as<T>(dc0)};
     using F = Compute<T>;
-    if (rows_per_thread == 0)
+    if (kernel == kStepKernel)
       return backward_steps<T>(CellKind(cell), a, as<F>(product), {as<F>(carried_h), as<F>(carried_c)});
+    if constexpr (std::is_same_v<T, double>) {
+      return cudaErrorInvalidValue;
+    } else {
+      if (kernel == kBlockKernel) return block_backward<T>(CellKind(cell), a, {p, q}, nullptr);
+      return backward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r}, workspace);
+    }
+  });
+}
+
+int is_resident(int cell, int type, bool backward, const GridPlan& plan) {
+  bool resident = false;
+  const cudaError_t error = with_type(type, [&](auto zero, auto tf32) {
+    using T = decltype(zero);
     if constexpr (std::is_same_v<T, double>)
       return cudaErrorInvalidValue;
     else
-      return block_backward<T>(CellKind(cell), a, {rows_per_thread, groups}, nullptr);
+      return grid_resident<T>(CellKind(cell), backward, plan, decltype(tf32)::value, &resident);
   });
+  return error == cudaSuccess ? int(resident) : -1;
 }

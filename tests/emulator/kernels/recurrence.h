@@ -4,15 +4,24 @@
 
 #include <cstdint>
 
-// Types: double, float, half, bfloat16. Tensors are dense, [T, B, .] or [B, T, .]. With rows_per_thread = 0 the kernels
-// of single steps run, with a plain product between them, and `groups` is not looked at; else the block kernels.
-// Memory of the steps: product [B, G H], and what is carried, 2 [B, H], of float or double.
-cudaError_t run_forward(int cell, int type, int rows_per_thread, int groups, int64_t T, int64_t B, int64_t H,
+#include "csrc/cuda/kernels.h"
+
+// Types: as ValueType. Tensors are dense, [T, B, .] or [B, T, .]. Kernels and what p, q, r are to them:
+//   step   nothing; a plain product is between its launches. product [B, G H] or [B, H], carried 2 [B, H], in float or
+//          double, are its memory
+//   block  rows per thread, groups
+//   grid   shape (grid_tested.h), blocks at most, shared bytes of a block at most. workspace: as the plan says
+enum { kStepKernel, kBlockKernel, kGridKernel };
+
+cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int64_t T, int64_t B, int64_t H,
                         bool reverse, bool batch_first, const void* x, const void* h0, const void* c0, const void* w_hh,
                         const void* b_ih, const void* b_hh, void* y, void* c, void* saved, void* h_n, void* c_n,
-                        void* product, void* carried_h, void* carried_c);
-cudaError_t run_backward(int cell, int type, int rows_per_thread, int groups, int64_t T, int64_t B, int64_t H,
+                        void* product, void* carried_h, void* carried_c, void* workspace);
+cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int64_t T, int64_t B, int64_t H,
                          bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
                          const void* h0, const void* c0, const void* dy, const void* dh_n, const void* dc_n,
                          const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,
-                         void* carried_c);
+                         void* carried_c, void* workspace);
+
+// What grid_resident says of a plan: 1 or 0, or -1 for an error.
+int is_resident(int cell, int type, bool backward, const fusedrnn::cuda::GridPlan& plan);

@@ -1,5 +1,6 @@
 #include "csrc/cuda/select.h"
 #include "emulator/bindings.h"
+#include "grid_tested.h"
 #include "recurrence.h"
 
 namespace {
@@ -24,6 +25,20 @@ pybind11::tuple select_algorithm(bool backward, int gates, int type, int64_t T, 
                               c.error);
 }
 
+// Of a shape as grid_tested.h numbers them.
+GridPlan plan_of(int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H, int gates, int value_bytes,
+                 bool backward) {
+  return grid_plan_of(shape, {blocks, shared_bytes}, {B, H, gates, value_bytes, backward});
+}
+pybind11::dict grid_plan(int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H, int gates, int value_bytes,
+                         bool backward) {
+  return plan_to_python(plan_of(shape, blocks, shared_bytes, B, H, gates, value_bytes, backward));
+}
+int resident(int cell, int type, bool backward, int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H,
+             int gates, int value_bytes) {
+  return is_resident(cell, type, backward, plan_of(shape, blocks, shared_bytes, B, H, gates, value_bytes, backward));
+}
+
 }  // namespace
 
 PYBIND11_MODULE(emulated, m) {
@@ -31,5 +46,7 @@ PYBIND11_MODULE(emulated, m) {
   emulator::bind_launch(m, "run_forward", &run_forward);
   emulator::bind_launch(m, "run_backward", &run_backward);
   m.def("block_shared_bytes", &block_shared_bytes);
+  m.def("grid_plan", &grid_plan);
+  m.def("grid_resident", &resident);
   m.def("select", &select_algorithm);
 }

@@ -1,0 +1,27 @@
+// The persistent kernels in a shape of tests: so small that a few chunks are more than fit in registers, and few enough
+// fibers for many tests.
+#pragma once
+#include "csrc/cuda/kernels.h"
+
+namespace fusedrnn {
+namespace cuda {
+
+using GridTested = GridShape<2, 2, 1>;
+
+// In the order in which Python numbers them: tested, narrow, wide, and which of the last two is shipped for a problem.
+inline GridPlan grid_plan_of(int shape, const GridLimits& limits, const GridProblem& problem) {
+  switch (shape) {
+    case 0: return grid_blocks<GridTested>(limits, problem);
+    case 1: return grid_blocks<GridNarrow>(limits, problem);
+    case 2: return grid_blocks<GridWide>(limits, problem);
+    default: return grid_blocks(limits, problem);
+  }
+}
+
+template <class T, bool Tf32>
+cudaError_t grid_tested_forward(CellKind cell, const Forward<T>& a, const GridPlan& plan, void* workspace);
+template <class T, bool Tf32>
+cudaError_t grid_tested_backward(CellKind cell, const Backward<T>& a, const GridPlan& plan, void* workspace);
+
+}  // namespace cuda
+}  // namespace fusedrnn
