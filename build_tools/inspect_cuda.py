@@ -1,0 +1,129 @@
+"""The CUDA kernels as they were compiled: what each is meant to be, and the tables of docs/cuda-kernels.md."""
+
+from __future__ import annotations
+
+import re
+import sys
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import sass
+from docs_tables import markdown
+from nvcc import Resources
+from occupancy import blocks_at_once
+
+TYPES = {"double": "float64", "float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
+CELLS = {"Lstm": "LSTM", "Gru": "GRU", "Rnn<Tanh>": "RNN tanh", "Rnn<Relu>": "RNN relu"}
+COUNTED = (80, 90)  # the architectures whose instructions are tabled
+
+
+@dataclass(frozen=True)
+class Inspected:
+    """One kernel, by its template arguments."""
+
+    architecture: int
+    kernel: str  # grid_forward
+    cell: str
+    type: str
+    shape: str  # what else sets it apart: rows of a thread, or warps, tiles and chunks in registers
+    takes: Resources
+    code: sass.Kernel
+
+    @property
+    def label(self) -> str:
+        return f"{self.kernel}, {self.type}{self.shape and f' <{self.shape}>'}"
+
+    @property
+    def blocks_at_once(self) -> int:
+        """On a multiprocessor, as far as registers and threads allow: dynamic shared memory depends on H."""
+        return blocks_at_once(self.architecture, self.code.threads, self.takes.registers, self.takes.static_shared)
+
+
+def template_arguments(demangled: str) -> tuple[str, list[str]]:
+    """The function's name without its namespaces, and its template arguments."""
+    name, rest = re.sub(r"\bfusedrnn::(cuda::)?", "", demangled.removeprefix("void ")).split("<", 1)
+    arguments, depth = [""], 1
+    for character in rest:
+        depth += (character == "<") - (character == ">")
+        if depth == 0:
+            break
+        if character == "," and depth == 1:
+            arguments.append("")
+        else:
+            arguments[-1] += character
+    return name.removesuffix("_kernel"), [argument.strip() for argument in arguments]
+
+
+def inspect(source: Path, architecture: int, cubin: Path, takes: dict[str, Resources]) -> Iterator[Inspected]:
+    kernels = sass.disassemble(cubin)
+    for mangled, demangled in zip(takes, sass.demangle(list(takes)), strict=True):
+        name, (cell, stored, *others) = template_arguments(demangled)
+        type = "tf32" if "true" in others else TYPES[stored]
+        shapes = [other.removeprefix("GridShape<").removesuffix(">") for other in others]
+        shape = next((shape for shape in shapes if shape not in ("true", "false")), "")
+        yield Inspected(architecture, name, CELLS[cell], type, shape, takes[mangled], kernels[mangled])
+
+
+def multiplies_on_tensor_cores(kernel: str, type: str, architecture: int) -> bool:
+    first = {"float16": 75, "bfloat16": 80, "tf32": 80}
+    return kernel.startswith("grid") and architecture >= first.get(type, sys.maxsize)
+
+
+def what_is_wrong(it: Inspected) -> Iterator[str]:
+    """The compiler's own word on local memory covers what it reserved; this is what the machine does."""
+    if n := it.code.count(*sass.LOCAL):
+        yield f"{n} accesses of local memory"
+    meant, found = multiplies_on_tensor_cores(it.kernel, it.type, it.architecture), it.code.count("HMMA") > 0
+    if meant != found:
+        yield "no tensor core instruction" if meant else "tensor cores, which are not meant"
+    if it.kernel.startswith(("grid", "block")):
+        if not it.code.product_loops():
+            yield "no loop that multiplies was found"
+        for opcode, n in sass.product_loads(it.code).items():
+            if "128" not in opcode.split("."):
+                yield f"{n} {opcode} in a product: not 128 bits"
+            if opcode.startswith("LD."):
+                yield f"{n} {opcode} in a product: the compiler does not know that memory, shared or global"
+
+
+def by_label(kernels: list[Inspected]) -> dict[str, list[Inspected]]:
+    order = ["float64", "float32", "tf32", "float16", "bfloat16"]
+    groups: dict[str, list[Inspected]] = {}
+    for it in sorted(kernels, key=lambda it: (it.kernel, order.index(it.type), it.shape, it.architecture)):
+        groups.setdefault(it.label, []).append(it)
+    return groups
+
+
+def occupancy_table(kernels: list[Inspected]) -> str:
+    """Of the cell that takes the most registers."""
+    architectures = sorted({it.architecture for it in kernels})
+    rows = []
+    for label, group in by_label(kernels).items():
+        most = {}
+        for it in sorted(group, key=lambda it: it.takes.registers):
+            most[it.architecture] = f"{it.takes.registers}: {it.blocks_at_once} of {it.code.threads // 32}"
+        rows.append([label, *(most.get(architecture, "") for architecture in architectures)])
+    return markdown(["kernel", *(f"sm_{architecture}" for architecture in architectures)], rows)
+
+
+def instruction_table(kernels: list[Inspected]) -> str:
+    rows = []
+    for label, group in by_label([it for it in kernels if it.cell == "LSTM"]).items():
+        for it in group:
+            if it.architecture not in COUNTED:
+                continue
+            code = it.code
+            counts = [
+                len(code.code),
+                code.count("HMMA"),
+                code.count("FFMA"),
+                code.count("LDG", width=128),
+                code.count("LDS", width=128),
+                code.count("LDGSTS"),
+                code.count(*sass.LOCAL),
+            ]
+            loads = ", ".join(f"{n} {opcode}" for opcode, n in sass.product_loads(code).items())
+            rows.append([label, f"sm_{it.architecture}", *map(str, counts), loads])
+    header = ["LSTM", "", "instructions", "HMMA", "FFMA", "LDG.128", "LDS.128", "LDGSTS", "local", "in product loops"]
+    return markdown(header, rows)
