@@ -216,7 +216,7 @@ def memory_bytes(p: Problem) -> float:
 
 
 def where_weights_are(p: Problem, plan: dict[str, int]) -> str:
-    """Per cent of w_hh in registers, in shared memory, in L2."""
+    """Per cent of the tiles of w_hh in registers, in shared memory, in L2."""
     schedule = Schedule.of(bool(plan["wide"]), bool(plan["tensor_cores"]))
     all = plan["groups"] * -(-plan["chunks"] // schedule.warps)
     parts = [all - plan["slots"], plan["shared_slots"], plan["slots"] - plan["shared_slots"]]
@@ -251,12 +251,13 @@ def table(device: Device) -> str:
         limits = {"step": f"{step_step(p, plan, device).limit:.2f}", "block": "", "grid": ""}
         if plan["rows_of_thread"]:
             limits["block"] = f"{block_step(p, plan, device).limit:.2f}"
-        parts = [""] * 6
+        parts = [""] * 7
         if plan["fits"]:
             step = grid_step(p, plan, device)
             limits["grid"] = f"{step.limit:.2f}"
             parts = [
                 where_weights_are(p, plan),
+                f"{plan['blocks']} of {amount(plan['shared_bytes'])}",
                 f"{step.multiply_us:.2f} ({amount(step.multiplied * step.busy)})",
                 f"{step.shared_us:.2f} ({amount(step.shared)})",
                 f"{step.l2_us:.2f} ({amount(step.l2 * step.busy)})",
@@ -267,7 +268,20 @@ def table(device: Device) -> str:
         limits[chosen] = f"**{limits[chosen]}**"
         cudnn = CUDNN.get((device.name, p))
         rows.append([str(p), *parts, *(limits[name] for name in ("grid", "block", "step")), str(cudnn or "")])
-    header = [device.name, "w_hh", "multiply", "shared", "L2", "memory", "waits", "grid", "block", "step", "cuDNN"]
+    header = [
+        device.name,
+        "w_hh",
+        "blocks",
+        "multiply",
+        "shared",
+        "L2",
+        "memory",
+        "waits",
+        "grid",
+        "block",
+        "step",
+        "cuDNN",
+    ]
     return markdown(header, rows)
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,7 +15,6 @@ from occupancy import blocks_at_once
 
 TYPES = {"double": "float64", "float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
 CELLS = {"Lstm": "LSTM", "Gru": "GRU", "Rnn<Tanh>": "RNN tanh", "Rnn<Relu>": "RNN relu"}
-COUNTED = (80, 90)  # the architectures whose instructions are tabled
 
 
 @dataclass(frozen=True)
@@ -95,35 +94,28 @@ def by_label(kernels: list[Inspected]) -> dict[str, list[Inspected]]:
     return groups
 
 
-def occupancy_table(kernels: list[Inspected]) -> str:
-    """Of the cell that takes the most registers."""
+def by_architecture(kernels: list[Inspected], cell: Callable[[Inspected], str]) -> str:
     architectures = sorted({it.architecture for it in kernels})
     rows = []
     for label, group in by_label(kernels).items():
-        most = {}
-        for it in sorted(group, key=lambda it: it.takes.registers):
-            most[it.architecture] = f"{it.takes.registers}: {it.blocks_at_once} of {it.code.threads // 32}"
-        rows.append([label, *(most.get(architecture, "") for architecture in architectures)])
+        of = {it.architecture: cell(it) for it in group}
+        rows.append([label, *(of.get(architecture, "") for architecture in architectures)])
     return markdown(["kernel", *(f"sm_{architecture}" for architecture in architectures)], rows)
 
 
+def occupancy_table(kernels: list[Inspected]) -> str:
+    """Of the cell that takes the most registers: how many, and blocks at once of so many warps."""
+    return by_architecture(
+        sorted(kernels, key=lambda it: it.takes.registers),
+        lambda it: f"{it.takes.registers}: {it.blocks_at_once} of {it.code.threads // 32}",
+    )
+
+
 def instruction_table(kernels: list[Inspected]) -> str:
-    rows = []
-    for label, group in by_label([it for it in kernels if it.cell == "LSTM"]).items():
-        for it in group:
-            if it.architecture not in COUNTED:
-                continue
-            code = it.code
-            counts = [
-                len(code.code),
-                code.count("HMMA"),
-                code.count("FFMA"),
-                code.count("LDG", width=128),
-                code.count("LDS", width=128),
-                code.count("LDGSTS"),
-                code.count(*sass.LOCAL),
-            ]
-            loads = ", ".join(f"{n} {opcode}" for opcode, n in sass.product_loads(code).items())
-            rows.append([label, f"sm_{it.architecture}", *map(str, counts), loads])
-    header = ["LSTM", "", "instructions", "HMMA", "FFMA", "LDG.128", "LDS.128", "LDGSTS", "local", "in product loops"]
-    return markdown(header, rows)
+    """Tensor core instructions, 128-bit loads of global memory, of shared memory."""
+    return by_architecture(
+        [it for it in kernels if it.cell == "LSTM" and not it.kernel.startswith("step")],
+        lambda it: " / ".join(
+            str(n) for n in (it.code.count("HMMA"), it.code.count("LDG", width=128), it.code.count("LDS", width=128))
+        ),
+    )

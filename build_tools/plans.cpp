@@ -7,9 +7,9 @@
 using namespace fusedrnn::cuda;
 
 int main() {
-  std::cout
-      << "chosen fits blocks units groups chunks slots shared_slots wide rows_of_thread groups_of_threads threads "
-         "weights depth tensor_cores\n";
+  std::cout << "chosen fits blocks units groups chunks slots shared_slots shared_bytes wide rows_of_thread "
+               "groups_of_threads threads "
+               "weights depth tensor_cores\n";
   int backward, gates, type;
   int64_t T, B, H;
   Limits limits{0, 0, 0, true};
@@ -19,11 +19,12 @@ int main() {
     const GridPlan p = grid_plan_for(a, limits);
     const BlockShape s = block_shape_for(a, limits);
     const int bytes = a.type_bytes();
-    for (const int64_t n : {int64_t(select(a, limits, nullptr).algorithm), int64_t(p.fits), int64_t(p.blocks),
-                            int64_t(p.units), int64_t(p.groups), int64_t(p.chunks), int64_t(p.slots),
-                            int64_t(p.shared_slots), int64_t(p.wide), int64_t(s.rows_per_thread), int64_t(s.groups),
-                            int64_t(block_units(H)), block_weights(a.backward, gates, bytes, H) * bytes, a.depth(),
-                            int64_t(tensor_cores(a.type, limits.capability))})
+    for (const int64_t n :
+         {int64_t(select(a, limits, nullptr).algorithm), int64_t(p.fits), int64_t(p.blocks), int64_t(p.units),
+          int64_t(p.groups), int64_t(p.chunks), int64_t(p.slots), int64_t(p.shared_slots), p.shared_bytes,
+          int64_t(p.wide), int64_t(s.rows_per_thread), int64_t(s.groups), int64_t(block_units(H)),
+          block_weights(a.backward, gates, bytes, H) * bytes, a.depth(),
+          int64_t(tensor_cores(a.type, limits.capability))})
       std::cout << n << ' ';
     std::cout << '\n';
   }

@@ -12,7 +12,7 @@ from collections.abc import Collection, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
 
-_SECTION = re.compile(r"^//-+ \.(text|nv\.info)\.(\S+) -+$")
+_SECTION = re.compile(r"^//-+ \.(text|nv\.info)\.(\S+) +-+$")
 _INSTRUCTION = re.compile(r"^\s+/\*[0-9a-f]{4,}\*/\s+(?:@!?U?P\w+\s+)?([A-Z][A-Z0-9_a-z.]*)(.*)$")
 _LABEL = re.compile(r"^(\.L_x_\d+):")
 _TARGET = re.compile(r"`\((\.L_x_\d+)\)")
