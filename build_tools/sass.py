@@ -95,7 +95,8 @@ def disassembler() -> str:
     folders += os.environ.get("PATH", "").split(os.pathsep)
     if compiler := shutil.which("nvcc"):
         folders.append(str(Path(compiler).resolve().parent))
-    folders += map(str, sorted(Path(sysconfig.get_path("purelib")).glob("nvidia/*/bin")))
+    for packages in {sysconfig.get_path("purelib"), sysconfig.get_path("platlib")}:
+        folders += map(str, sorted(Path(packages).glob("nvidia/*/bin")))
     if path := shutil.which("nvdisasm", path=os.pathsep.join(folders)):
         return path
     raise SystemExit(
@@ -104,8 +105,10 @@ def disassembler() -> str:
 
 
 def disassemble(cubin: Path) -> dict[str, Kernel]:
-    command = [disassembler(), str(cubin)]
-    return parse(subprocess.run(command, capture_output=True, text=True, check=True).stdout)
+    done = subprocess.run([disassembler(), str(cubin)], capture_output=True, text=True, check=False)
+    if done.returncode:
+        raise SystemExit(f"nvdisasm does not read {cubin.name}: is it older than nvcc? {done.stderr.strip()}")
+    return parse(done.stdout)
 
 
 def demangle(names: list[str]) -> list[str]:
