@@ -216,11 +216,11 @@ struct Weights {
       P product(B - first < P::kRows ? int(B - first) : P::kRows);
       if (group == 0) multiply_kept(product, a, first, B, plan.chunks);
       for (int j = group ? 0 : kKept; chunk(j) < plan.chunks; ++j, ++slot) {
-        const uint4* w = slot_at(slot);
-        uint4 rows[P::kLoads];
+        uint4 rows[P::kLoads], w[kTiles];
         load<P>(rows, a, first, B, chunk(j), plan.chunks);
+        load_slot(w, slot);
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows, w[tile * 32]);
+        for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows, w[tile]);
       }
       product.store(sums, warp(), row, group * kTiles * kTileColumns);
     }
@@ -229,6 +229,19 @@ struct Weights {
  private:
   FUSEDRNN_DEVICE uint4* slot_at(int slot) const {
     return slot < shared_slots ? shared + slot * kSlot : streamed + int64_t(slot - shared_slots) * kSlot;
+  }
+
+  // A branch, since a pointer that may be of either memory makes generic loads; and all 16 bytes before the first
+  // product: the compiler would load halves of them where each is used, 8 bytes every 16, with bank conflicts.
+  FUSEDRNN_DEVICE void load_slot(uint4 (&w)[kTiles], int slot) const {
+    if (slot < shared_slots) {
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) w[tile] = shared[slot * kSlot + tile * 32];
+    } else {
+      const uint4* from = streamed + int64_t(slot - shared_slots) * kSlot;
+#pragma unroll
+      for (int tile = 0; tile < kTiles; ++tile) w[tile] = __ldcg(from + tile * 32);
+    }
   }
 
   template <class T, class Weight>
