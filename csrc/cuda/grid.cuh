@@ -94,8 +94,8 @@ struct GridShared {
     const int columns = plan.groups * Shape::kTiles * kTileColumns;
     const size_t states = size_t(B) * size_t(plan.units);
     GridShared s;
-    const int rows = pass_rows(B);
-    s.sums = {carver.take<float>("sums", size_t(Shape::kWarps * rows * columns)), rows, columns};
+    const int rows = pass_rows(B), pitch = int(sums_pitch(columns));
+    s.sums = {carver.take<float>("sums", size_t(Shape::kWarps * rows * pitch)), rows, pitch};
     s.h = carver.take<float>("h", states);
     s.c = carver.take<float>("c", states);
     s.input_bias = carver.take<float>("input_bias", size_t(columns));

@@ -58,9 +58,13 @@ FUSEDRNN_INLINE int64_t grid_tiles(const GridLimits& limits, const GridProblem& 
   return divide_up(divide_up(p.H, limits.blocks) * p.columns_of_unit(), kTileColumns);
 }
 
+// Floats from one row of partial sums to the next: the four rows that half a warp stores at once are on other banks.
+FUSEDRNN_INLINE int64_t sums_pitch(int64_t columns) { return columns % 32 ? columns : columns + kTileColumns; }
+
 // Bytes in front of the weights: partial sums, two states of each unit, two biases of each column, and alignment.
 FUSEDRNN_INLINE int64_t grid_fixed_bytes(const GridProblem& p, int64_t units, int64_t columns, int warps) {
-  const int64_t sums = int64_t(warps) * pass_rows(p.B) * columns, states = 2 * p.B * units, biases = 2 * columns;
+  const int64_t sums = int64_t(warps) * pass_rows(p.B) * sums_pitch(columns), states = 2 * p.B * units,
+                biases = 2 * columns;
   return 4 * (sums + states + biases) + 5 * 16;
 }
 

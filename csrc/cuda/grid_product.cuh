@@ -68,11 +68,11 @@ struct Exchanged {
   }
 };
 
-// Partial sums of a pass: [kWarps][rows][columns].
+// Partial sums of a pass: [kWarps][rows][pitch], of sums_pitch.
 struct Sums {
   float* p;
-  int rows, columns;
-  FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * rows + row) * columns; }
+  int rows, pitch;
+  FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * rows + row) * pitch; }
 };
 
 // Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
