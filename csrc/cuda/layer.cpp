@@ -19,7 +19,7 @@ namespace {
 template <class T>
 constexpr ValueType kValueType = std::is_same_v<T, double>          ? ValueType::kFloat64
                                  : std::is_same_v<T, float>         ? ValueType::kFloat32
-                                 : std::is_same_v<T, __nv_bfloat16> ? ValueType::kBFloat16
+                                 : std::is_same_v<T, __nv_bfloat16> ? ValueType::kBfloat16
                                                                     : ValueType::kFloat16;
 template <class T>
 constexpr cudaDataType kDataType = std::is_same_v<T, double>          ? CUDA_R_64F
@@ -98,13 +98,15 @@ class Call {
     return {p, a.B * columns, columns};
   }
 
+  bool tf32() const { return std::is_same_v<T, float> && device.limits.capability >= 80 && allows_tf32(device.blas); }
+
   Choice choose(bool backward) const {
-    ValueType type = kValueType<T>;
-    if (type == ValueType::kFloat32 && allows_tf32(device.blas)) type = ValueType::kTf32;
-    const Asked asked{backward, a.cell, type, a.steps, a.B, a.H};
+    const Asked asked{backward, cell.gates, tf32() ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H};
     Choice choice = select(asked, device.limits, device.algorithm);
     if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
-      if (!device.algorithm || !*device.algorithm) return select(asked, device.limits, "step");
+      Limits without = device.limits;
+      without.cooperative = false;
+      if (!device.algorithm || !*device.algorithm) return select(asked, without, nullptr);
       choice.error = "the algorithm grid needs all its blocks to be resident, which they cannot be here";
     }
     if (!choice.error.empty()) throw std::runtime_error("fusedrnn: " + choice.error);
@@ -114,7 +116,7 @@ class Call {
   bool resident(bool backward, const Choice& choice) const {
     bool all = false;
     if constexpr (!std::is_same_v<T, double>)
-      check(grid_resident<T>(a.cell, backward, choice.grid, choice.tf32, &all), "grid_resident");
+      check(grid_resident<T>(a.cell, backward, choice.grid, tf32(), &all), "grid_resident");
     return all;
   }
 
@@ -165,7 +167,7 @@ void forward_loop(const Call<T>& call, const Forward<T>& f) {
       break;
     case Algorithm::kGrid:
       if constexpr (!std::is_same_v<T, double>)
-        return call.check(grid_forward<T>(call.a.cell, f, choice.grid, choice.tf32,
+        return call.check(grid_forward<T>(call.a.cell, f, choice.grid, call.tf32(),
                                           d.take<char>(choice.grid.workspace_bytes), d.stream),
                           "grid_forward");
       break;
@@ -208,7 +210,7 @@ void backward_loop(const Call<T>& call, const Backward<T>& b) {
       break;
     case Algorithm::kGrid:
       if constexpr (!std::is_same_v<T, double>)
-        return call.check(grid_backward<T>(call.a.cell, b, choice.grid, choice.tf32,
+        return call.check(grid_backward<T>(call.a.cell, b, choice.grid, call.tf32(),
                                            d.take<char>(choice.grid.workspace_bytes), d.stream),
                           "grid_backward");
       break;
