@@ -2,8 +2,16 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
+import places
 import pytest
 import torch
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if reason := places.why_no_gpu():
+        for item in items:
+            if item.get_closest_marker("cuda"):
+                item.add_marker(pytest.mark.skip(reason=reason))
 
 
 @pytest.fixture(autouse=True)
