@@ -24,7 +24,9 @@ def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
         chosen = [place for place in chosen if place.on_gpu]
     if metafunc.definition.get_closest_marker("any_algorithm"):
         chosen = [place for place in chosen if place.algorithm is None]
-    parameters = [pytest.param(place, marks=pytest.mark.cuda if place.on_gpu else (), id=place.name) for place in chosen]
+    parameters = [
+        pytest.param(place, marks=pytest.mark.cuda if place.on_gpu else (), id=place.name) for place in chosen
+    ]
     metafunc.parametrize("place", parameters, indirect=True)
 
 

@@ -72,9 +72,7 @@ def check_replays(case: Case, place: Place, backward: bool) -> None:
 @each_cell
 @each_dtype
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
-def test_replays_give_the_results_of_their_inputs(
-    place: Place, cell: str, dtype: torch.dtype, backward: bool
-) -> None:
+def test_replays_give_the_results_of_their_inputs(place: Place, cell: str, dtype: torch.dtype, backward: bool) -> None:
     cases = [Case(cell, (5, 6, 4, 17), dtype), Case(cell, (3, 2, 8, 32), dtype, True, True, states="none")]
     place.check_each(place.some(cases), lambda case: check_replays(case, place, backward))
 

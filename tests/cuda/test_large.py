@@ -1,4 +1,4 @@
-"""Sizes of real layers, on a GPU alone: more steps, rows and units than small shapes reach, and several blocks of each."""
+"""Sizes of real layers, on a GPU alone: more steps, rows and units than one block has."""
 
 from __future__ import annotations
 

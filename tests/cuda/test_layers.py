@@ -56,9 +56,7 @@ def test_one_step_agrees_with_the_reference(place: Place, cell: str, dtype: torc
 @each_cell
 @each_dtype
 @pytest.mark.parametrize("states", ["none", "[1, B, H]"])
-def test_states_from_zeros_and_with_a_layer_in_front(
-    place: Place, cell: str, dtype: torch.dtype, states: str
-) -> None:
+def test_states_from_zeros_and_with_a_layer_in_front(place: Place, cell: str, dtype: torch.dtype, states: str) -> None:
     cases = [Case(cell, (3, 5, 4, 19), dtype, *layout, states=states) for layout in LAYOUTS]
     place.check_each(place.some(cases), lambda case: check(case, place))
 
@@ -118,4 +116,6 @@ def test_every_algorithm_runs_an_ordinary_shape(place: Place, cell: str, algorit
 @pytest.mark.hardware
 def test_tf32_where_torch_allows_it_is_as_exact_as_its_eleven_bits(place: Place, cell: str) -> None:
     torch.set_float32_matmul_precision("high")
-    place.check_each([(4, 16, 32, 32), (5, 7, 20, 40)], lambda size: check(Case(cell, size, torch.float32), place, True))
+    place.check_each(
+        [(4, 16, 32, 32), (5, 7, 20, 40)], lambda size: check(Case(cell, size, torch.float32), place, True)
+    )
