@@ -198,7 +198,6 @@ def test_every_test_file_of_a_section_is_there_and_every_file_is_in_a_section() 
 
 
 @pytest.mark.skipif(torch.cuda.is_available(), reason="there is a GPU")
-@pytest.mark.skipif(not (TREE / "benchmarks").exists(), reason="no benchmarks/ beside tests/")
 def test_the_real_command_on_this_machine_without_a_gpu(tmp_path: Path) -> None:
     command = [sys.executable, str(TREE / "benchmarks" / "gpu_acceptance.py")]
     done = subprocess.run(command, cwd=tmp_path, capture_output=True, text=True, timeout=100)

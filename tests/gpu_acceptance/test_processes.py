@@ -18,7 +18,6 @@ from acceptance_fakes import MACHINE
 import fusedrnn
 
 TREE = Path(__file__).parents[2]
-needs_tree = pytest.mark.skipif(not (TREE / "benchmarks").exists(), reason="no benchmarks/ beside tests/")
 
 
 def python(code: str) -> list[str]:
@@ -90,7 +89,6 @@ def context(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Context:
     return Context(machine=MACHINE, tree=TREE, out=tmp_path, run=processes.run, device="cpu", built=True)
 
 
-@needs_tree
 def test_a_real_benchmark_on_the_cpu(context: Context) -> None:
     shapes = [Shape("lstm", "float32", 2, 3, 4), Shape("gru", "tf32", 1, 2, 3), Shape("rnn_tanh", "bfloat16", 2, 2, 5)]
     result = Result("benchmark", "")
@@ -103,7 +101,6 @@ def test_a_real_benchmark_on_the_cpu(context: Context) -> None:
             assert times["ratio"] == pytest.approx(times["nn_us"] / times["fused_us"]) and times["rounds"] >= 5
 
 
-@needs_tree
 def test_real_times_of_the_algorithms_on_the_cpu(context: Context) -> None:
     result = Result("algorithms", "")
     shapes = [Shape("gru", "float32", 2, 3, 4)]
@@ -113,7 +110,6 @@ def test_real_times_of_the_algorithms_on_the_cpu(context: Context) -> None:
     assert all(times["forward"] > 0 and times["training"] > 0 for times in row["algorithms"].values())
 
 
-@needs_tree
 def test_a_shape_that_raises_is_a_row_with_an_error(context: Context) -> None:
     result = Result("benchmark", "")
     shapes = [Shape("gru", "float32", 2, 0, 4), Shape("gru", "float32", 2, 1, 4)]
@@ -122,7 +118,6 @@ def test_a_shape_that_raises_is_a_row_with_an_error(context: Context) -> None:
     assert "sequence length to be larger than 0" in result.details["rows"][0]["error"].lower()
 
 
-@needs_tree
 def test_the_small_cases_of_the_sanitizer_run(context: Context) -> None:
     request = json.dumps({"device": "cpu", "algorithms": ["step"]})
     command = [sys.executable, "-m", "acceptance.worker", "kernels", request]
@@ -160,7 +155,6 @@ def made_up(context: Context, tmp_path: Path) -> Context:
     return context
 
 
-@needs_tree
 def test_real_tests_that_crash_and_lose_the_gpu_do_not_stop_the_rest(made_up: Context) -> None:
     outcomes = Outcomes()
     checks.run_tests(made_up, outcomes, ["test_it.py"], "", 100)
@@ -170,7 +164,6 @@ def test_real_tests_that_crash_and_lose_the_gpu_do_not_stop_the_rest(made_up: Co
     assert "not equal" in names["test_fails"] and names["test_crashes"] == "the process ended with 9"
 
 
-@needs_tree
 def test_real_tests_are_chosen_by_keyword_and_stopped_at_the_limit(made_up: Context) -> None:
     outcomes = Outcomes()
     checks.run_tests(made_up, outcomes, ["test_it.py"], "after or passes", 60)
