@@ -4,18 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from contextlib import contextmanager
-from typing import Any
 
-import cases
 import places
 import pytest
 import torch
-from cases import Kind, assert_same, each_layer, f32, flatten
+from cases import Kind, each_layer, f32, flatten
 from device_cases import Case, assert_close, draw, exact, fused, leaves, moved, on_device, results
-from op_cases import arguments
 from places import Place
 
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
+from fusedrnn.ops import CELLS
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 
@@ -103,63 +100,13 @@ def test_repeated_calls_leave_no_memory_behind(place: Place, cell: str) -> None:
     assert torch.cuda.memory_allocated() == before
 
 
-# --------------------------------------------------------------------------------------------- torch.compile and checks
-
-
-def needs_torchs_own(place: Place) -> None:
-    if not place.torchs_own:
-        pytest.skip("other operators stand in for those that torch knows")
-
-
-def check_compiled(place: Place, kind: Kind, backend: str, **options: Any) -> None:
-    module = kind.ours(3, 6, dtype=f32, **options).to(place.device)
-    x, hx = (moved(tree, place.device) for tree in kind.example(module, dtype=f32))
-    compiled = torch.compile(module, fullgraph=True, backend=backend)
-    assert_same(cases.results(compiled, x, hx), cases.results(module, x, hx), f32, 1e-5)
-    with torch.no_grad():
-        assert_same(cases.outputs(compiled, x, hx), cases.outputs(module, x, hx), f32, 1e-5)
-
-
-@pytest.mark.any_algorithm
-@pytest.mark.usefixtures("fresh_dynamo")
-@pytest.mark.parametrize("options", [{}, {"num_layers": 2, "bidirectional": True, "batch_first": True}], ids=str)
-@each_layer
-def test_a_compiled_module_is_one_graph_with_the_same_results(
-    place: Place, kind: Kind, options: dict[str, Any]
-) -> None:
-    needs_torchs_own(place)
-    check_compiled(place, kind, "aot_eager", **options)
-
-
-@pytest.mark.any_algorithm
-@pytest.mark.hardware
-@pytest.mark.filterwarnings("ignore")  # of the compiler, about this device
-@pytest.mark.usefixtures("fresh_dynamo")
-def test_inductor_compiles_a_module(place: Place) -> None:
-    pytest.importorskip("triton")
-    check_compiled(place, cases.LAYERS[0], "inductor", num_layers=2)
-
-
-@pytest.mark.any_algorithm
-@each_cell
-def test_opcheck_passes_on_the_device(place: Place, cell: str) -> None:
-    needs_torchs_own(place)
-    args = leaves(arguments(cell, (3, 2, 4, 5)), place.device)
-    torch.library.opcheck(SAVING[cell], (*args, None, False, True, False))
-    fixed = [None if t is None else t.detach() for t in args]
-    torch.library.opcheck(FORWARD[cell], (*fixed, None, False, True))
-    y, h_n, c_n, saved, c = SAVING[cell](*fixed, None, False, True, False)
-    grads = (torch.ones_like(y), torch.ones_like(h_n), torch.ones_like(c_n) if CELLS[cell].states == 2 else None)
-    torch.library.opcheck(BACKWARD[cell], (*grads, *fixed, None, y, saved, c, False, True, True, True))
-
-
 # ------------------------------------------------------------------------------------------------------ what is refused
 
 
 @pytest.mark.any_algorithm
 @each_layer
 def test_tensors_on_two_devices_are_refused(place: Place, kind: Kind) -> None:
-    needs_torchs_own(place)
+    place.needs_torchs_own()
     elsewhere = "cpu" if place.on_gpu else "meta"
     module = kind.ours(3, 4)
     x, hx = kind.example(module, dtype=f32)

@@ -146,8 +146,29 @@ def test_failed_and_skipped_tests_are_told(tmp_path: Path) -> None:
 def test_nothing_but_skips_is_a_failure(tmp_path: Path) -> None:
     lines = [{"tests": 1}, *events("a", outcome="skipped", said="needs a CUDA device")]
     _, _, _, go = run_tests(tmp_path, lambda call: Answer(lines))
-    with pytest.raises(Failed, match="0 passed, 0 failed, 1 skipped"):
+    with pytest.raises(Failed, match="0 passed, 0 failed, 1 skipped: nothing passed in all"):
         go()
+
+
+def test_an_algorithm_without_the_type_of_all_tests_is_no_failure(tmp_path: Path) -> None:
+    """Derivatives are compared in float64, which block does not run."""
+    lines = [{"tests": 1}, *events("a", outcome="skipped", said="the algorithm block does not run float64")]
+    _, _, _, go = run_tests(tmp_path, lambda call: Answer(lines), algorithm="block")
+    with pytest.raises(Skipped, match="the algorithm block does not run float64"):
+        go()
+
+
+def test_an_algorithm_in_which_nothing_ran_is_not_hidden_by_the_others(tmp_path: Path) -> None:
+    def answer(call: Call) -> Answer:
+        return (
+            Answer([{"tests": 0}], returncode=5)
+            if "cuda-grid" in call.command
+            else Answer([{"tests": 1}, *events("a")])
+        )
+
+    _, _, _, go = run_tests(tmp_path, answer)
+    with pytest.raises(Failed, match="3 passed, 0 failed, 0 skipped: nothing passed in grid"):
+        go(by_algorithm=True)
 
 
 @pytest.mark.parametrize(
