@@ -32,6 +32,16 @@ MACHINE = Machine(
     packages={"numpy": "2.4", "setuptools": "84.0", "ninja": "1.13", "pytest": "9.2"},
 )
 
+# What acceptance/probe.py says on that machine.
+PROBED = {
+    "python": "3.12.3",
+    "platform": "Linux",
+    "packages": {"torch": "2.13.0+cu130", "numpy": "2.4", "setuptools": "84.0", "ninja": "1.13", "pytest": "9.2"},
+    "torch_cuda": "13.0",
+    "cudnn": 91000,
+    "gpus": [{"name": "NVIDIA Made-up", "capability": "9.0", "multiprocessors": 132, "gib": 79.2}],
+}
+
 
 class Clock:
     def __init__(self) -> None:

@@ -12,17 +12,9 @@ import torch
 from acceptance import machine, report
 from acceptance.command import SECTIONS, main
 from acceptance.plan import Shape
-from acceptance_fakes import Answer, Call, Clock, FakeRun
+from acceptance_fakes import PROBED, Answer, Call, Clock, FakeRun
 
 TREE = Path(__file__).parents[2]
-PROBED = {
-    "python": "3.12.3",
-    "platform": "Linux",
-    "packages": {"torch": "2.13.0+cu130", "numpy": "2.4", "setuptools": "84.0", "ninja": "1.13", "pytest": "9.2"},
-    "torch_cuda": "13.0",
-    "cudnn": 91000,
-    "gpus": [{"name": "NVIDIA Made-up", "capability": "9.0", "multiprocessors": 132, "gib": 79.2}],
-}
 TIMES = {"nn_us": 1.96, "fused_us": 0.98, "ratio": 2.0, "spread": 0.01, "repeat": 0.0, "rounds": 9, "noise": None}
 
 

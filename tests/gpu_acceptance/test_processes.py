@@ -9,11 +9,13 @@ import time
 from pathlib import Path
 
 import pytest
-from acceptance import checks, processes, timings
+from acceptance import checks, processes, report, timings
 from acceptance.checks import Outcomes, json_line
+from acceptance.command import main
 from acceptance.plan import Shape
-from acceptance.sections import Context, Failed, Overran, Result
-from acceptance_fakes import MACHINE
+from acceptance.processes import Finished
+from acceptance.sections import Context, Failed, Overran, Result, Section
+from acceptance_fakes import MACHINE, PROBED
 
 import fusedrnn
 
@@ -124,6 +126,32 @@ def test_the_small_cases_of_the_sanitizer_run(context: Context) -> None:
     done = processes.run(command, limit=100, cwd=context.out, env=context.environment())
     cases = [facts for line in done.output.splitlines() if (facts := json_line(line))]
     assert done.returncode == 0 and len(cases) == 32 and {case["outcome"] for case in cases} == {"ran"}
+
+
+def test_the_command_with_real_timings_on_the_cpu(context: Context, tmp_path: Path) -> None:
+    """All is real but the GPU, and the build that is asked for its kernels."""
+
+    def run(command, **options):
+        if "probe.py" in command[-1]:
+            return Finished(0, json.dumps(PROBED), 0.0)
+        if command[-1] == "info":
+            return Finished(0, json.dumps({"cuda_kernels": "13.0", "no_cuda_reason": None, "path": "here"}), 0.0)
+        return processes.run(command, **options)
+
+    shapes = [Shape("lstm", "float32", 2, 3, 4)] * 3
+    small = {"each": 0.01, "algorithm": None, "algorithms": [None, "step"]}
+    sections = [
+        Section("build", "the build", 1, checks.build),
+        *(
+            Section(name, name, 1, lambda c, r, limit: timings.measure(c, r, limit, r.section, shapes, small))
+            for name in ("algorithms", "benchmark")
+        ),
+    ]
+    arguments = ["--no-build", "--out", str(tmp_path / "out"), "--minutes", "1"]
+    assert main(arguments, run=run, sections=sections, device="cpu") == 0
+    content = json.loads((tmp_path / "out" / report.JSON).read_text())
+    assert [(s["status"], s["said"]) for s in content["sections"][1:]] == [("passed", "3 of 3 shapes")] * 2
+    assert (tmp_path / "out" / report.MARKDOWN).read_text().count("| lstm | float32 | 2 | 3 | 4 |") == 6
 
 
 # -------------------------------------------------------------------------------------------------------- real pytest
