@@ -53,7 +53,9 @@ class Place:
 
     def refuses(self, error: Exception) -> bool:
         """Whether an error says that the algorithm that is forced cannot run what was asked."""
-        return bool(self.algorithm) and bool(re.search(f"the algorithm {self.algorithm} (does not|cannot)", str(error)))
+        return bool(self.algorithm) and bool(
+            re.search(f"the algorithm {self.algorithm} (does not|cannot|needs)", str(error))
+        )
 
     def check_each(self, cases: Sequence[T], check: Callable[[T], None]) -> None:
         """Checks every case that the place can run; skips the test where that is none."""

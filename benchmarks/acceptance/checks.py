@@ -14,7 +14,7 @@ from .plan import ALGORITHMS
 from .sections import Context, Failed, Overran, Result, Skipped
 
 _RESTARTS = 4
-_SILENCE = 90.0  # seconds that no test takes; compiling one may take half of them
+_SILENCE = 20.0, 90.0  # seconds that no test takes: half of the limit between these, since compiling one takes long
 _IMPORT_SECONDS = 90.0
 
 
@@ -45,8 +45,6 @@ def build(context: Context, result: Result, limit: float) -> None:
             raise Failed("cannot build: no C++ compiler was found; install g++, or set CXX")
         command = [sys.executable, "setup.py", "build", "--build-lib", str(context.library)]
         env = {"FUSEDRNN_CUDA": "1", "TORCH_CUDA_ARCH_LIST": context.machine.capability}
-        if context.machine.cuda_home:
-            env["CUDA_HOME"] = context.machine.cuda_home
         done = context.run(command, limit=limit, cwd=context.tree, env=env)
         result.details.update(command=command, environment=env, output=done.output)
         if done.stopped:
@@ -128,7 +126,7 @@ def run_tests(context: Context, outcomes: Outcomes, files: list[str], keyword: s
         finished = context.run(
             [*pytest, *options, *(["-k", keyword] if keyword else []), *paths],
             limit=max(1.0, end - context.clock()),
-            silence=_SILENCE,
+            silence=min(max(_SILENCE[0], limit / 2), _SILENCE[1]),
             cwd=context.out,
             env={**context.environment(), DONE: str(skip)},
             on_line=lambda line: outcomes.take(facts) if (facts := json_line(line)) else None,

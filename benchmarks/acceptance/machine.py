@@ -7,7 +7,7 @@ import os
 import re
 import shutil
 import sys
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -76,7 +76,9 @@ def find(run: Runner, environ: Mapping[str, str] = os.environ) -> Machine:
         built = facts.get("torch_cuda")
         why = f"built with CUDA {built}, sees none" if built else "was built without CUDA"
         raise Unfit(f"no GPU: torch {packages['torch']} {why}")
-    home = _cuda_home(environ)
+    nvcc = _tool("nvcc", _homes(environ))
+    top = _top(run, nvcc)
+    homes = [*([top] if top else []), *_homes(environ)]
     gpu = facts["gpus"][0]
     return Machine(
         gpu=gpu["name"],
@@ -88,9 +90,9 @@ def find(run: Runner, environ: Mapping[str, str] = os.environ) -> Machine:
         torch=packages["torch"],
         torch_cuda=facts["torch_cuda"],
         cudnn=facts.get("cudnn"),
-        nvcc=_nvcc(run, home),
-        cuda_home=str(home) if home else None,
-        sanitizer=_tool("compute-sanitizer", home),
+        nvcc=_release(run, nvcc),
+        cuda_home=str(homes[0]) if homes else None,
+        sanitizer=_tool("compute-sanitizer", homes),
         compiler=environ.get("CXX") or shutil.which("g++") or shutil.which("clang++") or shutil.which("c++"),
         python=facts["python"],
         platform=facts["platform"],
@@ -103,24 +105,24 @@ def _last_line(text: str) -> str:
     return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
-def _cuda_home(environ: Mapping[str, str]) -> Path | None:
-    nvcc = shutil.which("nvcc")
-    candidates = [environ.get("CUDA_HOME"), environ.get("CUDA_PATH"), nvcc and Path(nvcc).resolve().parents[1]]
-    for candidate in (*candidates, "/usr/local/cuda"):
-        if candidate and Path(candidate).is_dir():
-            return Path(candidate)
-    return None
+def _homes(environ: Mapping[str, str]) -> list[Path]:
+    places = (environ.get("CUDA_HOME"), environ.get("CUDA_PATH"), "/usr/local/cuda")
+    return [Path(place) for place in places if place and Path(place).is_dir()]
 
 
-def _tool(name: str, home: Path | None) -> str | None:
-    if found := shutil.which(name):
-        return found
-    places = [home / "bin" / name, home / name / name] if home else []
-    return next((str(place) for place in places if os.access(place, os.X_OK) and place.is_file()), None)
+def _tool(name: str, homes: Sequence[Path]) -> str | None:
+    places = [place for home in homes for place in (home / "bin" / name, home / name / name)]
+    return shutil.which(name) or next((str(p) for p in places if p.is_file() and os.access(p, os.X_OK)), None)
 
 
-def _nvcc(run: Runner, home: Path | None) -> str | None:
-    nvcc = _tool("nvcc", home)
+def _top(run: Runner, nvcc: str | None) -> Path | None:
+    """The folder of the toolkit, which nvcc knows: it may be called through a link or a script elsewhere."""
+    said = run([nvcc, "--dryrun", "-x", "cu", "-c", os.devnull], limit=30).output if nvcc else ""
+    top = re.search(r"^#\$ TOP=(.+)$", said, re.MULTILINE)
+    return Path(top.group(1)).resolve() if top else None
+
+
+def _release(run: Runner, nvcc: str | None) -> str | None:
     release = re.search(r"release (\d+\.\d+)", run([nvcc, "--version"], limit=30).output) if nvcc else None
     return release.group(1) if release else None
 

@@ -12,7 +12,7 @@ from .plan import ALGORITHMS, Shape, algorithm_shapes, benchmark_shapes
 from .sections import Context, Failed, Result
 
 _RESTARTS = 8
-_SILENCE = 45.0  # seconds that no row takes, nor the import of torch
+_SILENCE = 15.0, 45.0  # seconds that no row takes, nor the import of torch: a third of the limit between these
 _MARGIN = 3.0  # seconds before the limit at which no row is begun
 
 
@@ -53,7 +53,7 @@ def measure(
         finished = context.run(
             [sys.executable, "-m", "acceptance.worker", task, json.dumps(asked)],
             limit=max(1.0, end - context.clock()),
-            silence=_SILENCE,
+            silence=min(max(_SILENCE[0], limit / 3), _SILENCE[1]),
             cwd=context.out,
             env=context.environment(),
             on_line=take,

@@ -27,6 +27,8 @@ def healthy(call: Call) -> Answer:
         return Answer(["580.159"])
     if "--version" in words:
         return Answer(["Cuda compilation tools, release 13.0, V13.0.48"])
+    if "--dryrun" in words:
+        return Answer(["#$ _SPACE_= ", "#$ TOP=/opt/toolkit-13", "#$ LIBRARIES="])
     if "setup.py" in words:
         return Answer(["ok"], 60)
     if words.endswith("info"):
@@ -80,7 +82,13 @@ def test_all_sections_in_their_order(tmp_path: Path, tools: Path, capsys: pytest
     assert [(s["section"], s["status"]) for s in content["sections"]] == [(name, "passed") for name in names]
     said = capsys.readouterr().out
     assert said.index("NVIDIA Made-up, capability 9.0") < said.index("build: ")
-    for fact in ("NVIDIA Made-up", "580.159", "2.13.0+cu130", "nvcc 13.0", str(tools / "bin" / "compute-sanitizer")):
+    for fact in (
+        "NVIDIA Made-up",
+        "580.159",
+        "2.13.0+cu130",
+        "nvcc 13.0 in /opt/toolkit-13",
+        str(tools / "bin" / "compute-sanitizer"),
+    ):
         assert fact in said and fact in text
 
 
@@ -98,7 +106,7 @@ def test_eight_minutes_are_all_that_is_taken(tmp_path: Path, tools: Path) -> Non
 
     def hangs(call: Call) -> Answer:
         answer = healthy(call)
-        known = any(word in " ".join(call.command) for word in ("probe", "smi", "--version", "info"))
+        known = any(word in " ".join(call.command) for word in ("probe", "smi", "--version", "--dryrun", "info"))
         return answer if known else Answer(["..."], 10_000)
 
     status, run, content, _ = invoke(tmp_path, answer=hangs)
