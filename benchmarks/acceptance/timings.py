@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import sys
 from collections.abc import Sequence
+from dataclasses import dataclass, field
 from typing import Any
 
 from .checks import json_line
@@ -16,6 +17,38 @@ _SILENCE = 15.0, 45.0  # seconds that no row takes, nor the import of torch: a t
 _MARGIN = 3.0  # seconds before the limit at which no row is begun
 
 
+@dataclass
+class Rows:
+    """What workers have measured so far, for the report."""
+
+    context: Context
+    result: Result
+    shapes: Sequence[Shape]
+    rows: list[dict[str, Any]] = field(default_factory=list)
+    begun: bool = False  # a row that has not ended
+
+    def __post_init__(self) -> None:
+        self.result.details.update(rows=self.rows)
+        self._tell()
+
+    def take(self, line: str) -> None:
+        """What a worker says."""
+        facts = json_line(line) or {}
+        if "begun" in facts:
+            self.begun = True
+        elif "row" in facts:
+            self.add(facts["row"])
+
+    def add(self, row: dict[str, Any]) -> None:
+        self.begun = False
+        self.rows.append(row)
+        self._tell()
+        self.context.save()
+
+    def _tell(self) -> None:
+        self.result.details["not_reached"] = [str(shape) for shape in self.shapes[len(self.rows) :]]
+
+
 def measure(
     context: Context, result: Result, limit: float, task: str, shapes: Sequence[Shape], request: dict[str, Any]
 ) -> None:
@@ -25,51 +58,29 @@ def measure(
     """
     context.need_library()
     end = context.clock() + limit
-    rows: list[dict[str, Any]] = []
-    result.details.update(rows=rows, not_reached=[str(shape) for shape in shapes])
+    found = Rows(context, result, shapes)
     for _ in range(_RESTARTS + 1):
-        first = len(rows)
-        begun = False
-        asked = {
-            **request,
-            "device": context.device,
-            "shapes": shapes[first:],
-            "seconds": end - context.clock() - _MARGIN,
-        }
-        if first == len(shapes) or asked["seconds"] <= 0:
+        first, left = len(found.rows), end - context.clock()
+        if first == len(shapes) or left <= _MARGIN:
             break
-
-        def take(line: str) -> None:
-            nonlocal begun
-            facts = json_line(line)
-            if facts is None:
-                return
-            begun = "begun" in facts
-            if "row" in facts:
-                rows.append(facts["row"])
-                result.details["not_reached"] = [str(shape) for shape in shapes[len(rows) :]]
-                context.save()
-
+        asked = {**request, "device": context.device, "shapes": shapes[first:], "seconds": left - _MARGIN}
         finished = context.run(
             [sys.executable, "-m", "acceptance.worker", task, json.dumps(asked)],
-            limit=max(1.0, end - context.clock()),
+            limit=left,
             silence=min(max(_SILENCE[0], limit / 3), _SILENCE[1]),
             cwd=context.out,
             env=context.environment(),
-            on_line=take,
+            on_line=found.take,
         )
-        if finished.returncode == 0:
-            break
-        if finished.stopped and context.clock() >= end - 0.5:
-            break  # in its last row
+        if finished.returncode == 0 or (finished.stopped and context.clock() >= end - 0.5):
+            break  # out of time, perhaps in its last row
         why = finished.stopped or f"the process ended with {finished.returncode}"
-        if not begun:
+        if found.begun:
+            found.add({"shape": shapes[len(found.rows)]._asdict(), "error": why, "output": finished.output})
+        elif len(found.rows) == first:
             result.details["output"] = finished.output
             raise Failed(f"the worker did not begin: {why}")
-        rows.append({"shape": shapes[len(rows)]._asdict(), "error": why, "output": finished.output})
-        result.details["not_reached"] = [str(shape) for shape in shapes[len(rows) :]]
-        context.save()
-    _judge(result, rows, len(shapes))
+    _judge(result, found.rows, len(shapes))
 
 
 def _judge(result: Result, rows: list[dict[str, Any]], of: int) -> None:

@@ -48,8 +48,8 @@ def test_a_process_is_stopped_at_its_limit_with_all_that_it_started(tmp_path: Pa
     child = f"import os, time; open({str(tmp_path / 'pid')!r}, 'w').write(str(os.getpid())); time.sleep(60)"
     code = f"import subprocess, sys; print('begun'); subprocess.run([sys.executable, '-c', {child!r}])"
     start = time.monotonic()
-    done = processes.run(python(code), limit=2)
-    assert done.returncode is None and done.stopped == "stopped after 2 s" and done.output == "begun\n"
+    done = processes.run(python(code), limit=4)
+    assert done.returncode is None and done.stopped == "stopped after 4 s" and done.output == "begun\n"
     assert time.monotonic() - start < 20
     for _ in range(100):
         try:
@@ -72,8 +72,8 @@ def test_a_process_that_ignores_the_request_is_killed(monkeypatch: pytest.Monkey
 
 
 def test_a_process_that_says_nothing_is_stopped_before_its_limit() -> None:
-    done = processes.run(python("import time; print('last'); time.sleep(60)"), limit=50, silence=2)
-    assert done.stopped == "stopped after 2 s without a word" and done.seconds < 30
+    done = processes.run(python("import time; print('last'); time.sleep(60)"), limit=50, silence=3)
+    assert done.stopped == "stopped after 3 s without a word" and done.seconds < 30
 
 
 def test_a_command_that_is_not_there_ends_with_127() -> None:

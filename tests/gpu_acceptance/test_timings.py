@@ -86,6 +86,12 @@ def test_a_worker_that_does_not_begin_is_not_tried_again(tmp_path: Path) -> None
     assert len(run.calls) == 1 and found.details["output"] == "ImportError: no"
 
 
+def test_a_worker_that_crashes_at_its_end_costs_nothing(tmp_path: Path) -> None:
+    run, found, _, go = measure(tmp_path, lambda call: Answer(lines(*asked(call)), returncode=-11))
+    go()
+    assert len(run.calls) == 1 and found.said == "4 of 4 shapes"
+
+
 def test_other_results_than_those_of_nn_fail_the_section(tmp_path: Path) -> None:
     rows = [*lines(*SHAPES[:3]), {"begun": "x"}, row(SHAPES[3], wrong=True)]
     _, _, _, go = measure(tmp_path, lambda call: Answer(rows))
