@@ -136,11 +136,13 @@ def run_tests(context: Context, outcomes: Outcomes, files: list[str], keyword: s
             raise Overran(f"{finished.stopped}, in {outcomes.begun or 'no test'}")
         if outcomes.tests is None or finished.returncode in (3, 4):
             raise Failed(f"pytest did not start: {_last_line(finished.output) or finished.stopped}")
+        if outcomes.begun is None and finished.returncode in (0, 1, 5):
+            return
         if outcomes.begun is not None:
             why = finished.stopped or f"the process ended with {finished.returncode}"
             outcomes.take({"test": outcomes.begun, "outcome": "failed", "said": why})
         if len(set(outcomes.done)) >= outcomes.tests:
-            return
+            return  # it crashed in the last one
     raise Failed(f"given up after {_RESTARTS + 1} processes")
 
 

@@ -131,4 +131,5 @@ def _pair(times: dict[str, Any], best: dict[str, float]) -> str:
 
 def _not_reached(names: Sequence[str]) -> Iterator[str]:
     if names:
-        yield from ("", f"Not reached ({len(names)}): {'; '.join(names)}.")
+        yield from ("", f"<details><summary>Not reached: {len(names)} shapes</summary>", "", "; ".join(names))
+        yield from ("", "</details>")
