@@ -10,7 +10,6 @@ from collections.abc import Callable, Sequence
 import pytest
 import torch
 from device_cases import DTYPES, Case, assert_close, draw, exact, fused, leaves, results
-from op_cases import Arguments
 from places import Place
 from torch import Tensor
 
@@ -27,7 +26,12 @@ def capture(device: str, function: Callable[[], Named]) -> tuple[Named, Callable
     """Results of the function, and what computes them again in the same memory."""
     if not device.startswith("cuda"):
         kept = {name: t.clone() for name, t in function().items()}
-        return kept, lambda: [kept[name].copy_(t) for name, t in function().items()] and None
+
+        def again() -> None:
+            for name, t in function().items():
+                kept[name].copy_(t)
+
+        return kept, again
     side = torch.cuda.Stream()
     side.wait_stream(torch.cuda.current_stream())
     with torch.cuda.stream(side):
@@ -90,7 +94,7 @@ def test_a_captured_step_of_training_trains_as_eager_steps_do(place: Place) -> N
     batches = [torch.randn(4, 3, 5) for _ in range(3)]
     initial = fusedrnn.LSTM(5, 12).state_dict()
 
-    def train(captured: bool) -> Arguments | list[Tensor]:
+    def train(captured: bool) -> list[Tensor]:
         module = fusedrnn.LSTM(5, 12)
         module.load_state_dict(initial)
         module.to(place.device)
