@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import sys
-import time
 from collections import Counter
 from dataclasses import dataclass, field
 from typing import Any
@@ -242,4 +241,4 @@ def sanitize(context: Context, result: Result, limit: float) -> None:
 
 def _request(context: Context) -> str:
     algorithms = [context.algorithm] if context.algorithm else list(ALGORITHMS)
-    return json.dumps({"device": context.device, "algorithms": algorithms, "time": time.strftime("%H:%M:%S")})
+    return json.dumps({"device": context.device, "algorithms": algorithms})
