@@ -7,11 +7,35 @@ algorithm decides, and runs with none forced.
 from __future__ import annotations
 
 from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import Any
 
 import places
 import pytest
 import torch
+from emulator import glue, toolchain
 from places import Place
+
+
+@contextmanager
+def emulated() -> Iterator[Any]:
+    """The glue of csrc/ops_cuda.cpp and its kernels, on CPU tensors: a device of few multiprocessors, since the
+    emulator runs a thread at a time."""
+    if not glue.CSRC.exists():
+        pytest.skip("no csrc/ beside tests/: not a source tree")
+    try:
+        glue.load()
+    except toolchain.Unavailable as error:
+        pytest.skip(str(error))
+    with glue.in_place_of_the_cpu() as operators:
+        operators.set_device(4, 227 << 10, 90, True, False)
+        yield
+
+
+places.PLACES += [
+    Place(name, "cpu", algorithm, chooses=True, operators=emulated)
+    for name, algorithm in [("emulated", None), *((f"emulated-{name}", name) for name in ("step", "block", "grid"))]
+]
 
 
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
