@@ -41,14 +41,14 @@ DIFFERENCE = {"float16": 0.02, "bfloat16": 0.1, "float32": 1e-3, "tf32": 0.02, "
 @contextmanager
 def precision(dtype: str) -> Iterator[None]:
     """The same for both sides: TF32 in cuBLAS, which fusedrnn heeds, and in cuDNN, or in neither."""
-    before = torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
-    torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
-    torch.backends.cudnn.allow_tf32 = dtype == "tf32"
-    try:
-        yield
-    finally:
-        torch.set_float32_matmul_precision(before[0])
-        torch.backends.cudnn.allow_tf32 = before[1]
+    before, cudnn = torch.get_float32_matmul_precision(), torch.backends.cudnn
+    # flags(): where other code has forbidden to set allow_tf32 itself, as torch's own test tools do.
+    with cudnn.flags(enabled=cudnn.enabled, allow_tf32=dtype == "tf32"):
+        torch.set_float32_matmul_precision("high" if dtype == "tf32" else "highest")
+        try:
+            yield
+        finally:
+            torch.set_float32_matmul_precision(before)
 
 
 def timer_of(device: str) -> Timer:

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import acceptance_fakes
 import pytest
+import torch
 from acceptance import device_times, plan, timings
 from acceptance.plan import Shape
 from acceptance.sections import Blocked, Failed, Result
@@ -133,13 +134,17 @@ def test_functions_take_turns_by_the_timer_once_they_are_warm() -> None:
 
 
 def test_both_sides_have_the_same_precision_which_is_restored() -> None:
-    import torch
-
     def state() -> tuple:
-        return torch.get_float32_matmul_precision(), torch.backends.cudnn.allow_tf32
+        cudnn = torch.backends.cudnn
+        return (
+            torch.get_float32_matmul_precision(),
+            cudnn.allow_tf32,
+            cudnn.enabled,
+            torch.backends.cuda.matmul.allow_tf32,
+        )
 
     before = state()
-    for dtype, wanted in (("tf32", ("high", True)), ("float32", ("highest", False))):
+    for dtype, wanted in (("tf32", ("high", True, True, True)), ("float32", ("highest", False, True, False))):
         with device_times.precision(dtype):
             assert state() == wanted
         assert state() == before
