@@ -15,9 +15,10 @@ import sys
 from dataclasses import dataclass
 from pathlib import Path
 
+from nvcc import ARCHITECTURES
 from target_torch import Torch
 
-ARCHITECTURES = (75, 80, 86, 89, 90, 100, 120)
+GUESS = "/usr/local/cuda"
 
 
 @dataclass(frozen=True)
@@ -67,7 +68,7 @@ def _find(torch: Torch) -> Toolkit | str:
         return f"torch {torch.version} is built without CUDA"
     nvcc = _nvcc()
     if nvcc is None:
-        return "no nvcc on PATH, in CUDA_HOME or in /usr/local/cuda"
+        return f"no nvcc in CUDA_HOME, on PATH or in {GUESS}"
     said = _output(nvcc, "--version")
     release = re.search(r"release (\d+\.\d+)", said)
     top = re.search(r"^#\$ TOP=(.+)$", _output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.MULTILINE)
@@ -84,10 +85,12 @@ def _find(torch: Torch) -> Toolkit | str:
 
 
 def _nvcc() -> str | None:
-    homes = [os.environ.get("CUDA_HOME"), "/usr/local/cuda"]
-    beside = [str(Path(home, "bin")) for home in homes if home]
-    # CUDA_HOME is a choice, the last place a guess.
-    return shutil.which("nvcc", path=beside[0]) or shutil.which("nvcc") or shutil.which("nvcc", path=beside[-1])
+    """CUDA_HOME is a choice, the last place a guess."""
+    chosen = os.environ.get("CUDA_HOME")
+    for path in (str(Path(chosen, "bin")) if chosen else None, None, str(Path(GUESS, "bin"))):
+        if nvcc := shutil.which("nvcc", path=path):
+            return nvcc
+    return None
 
 
 def _runtimes(root: Path) -> list[Path]:

@@ -27,7 +27,7 @@ def cpu_sources(machine: str) -> dict[str, str]:
     }
 
 
-# nvcc's. Half types keep their operators: torch's own builds turn them off, ours need none of torch.
+# nvcc's.
 CUDA_KERNEL = "-std=c++17 -O3 -DNDEBUG -Xcompiler -fvisibility=hidden"
 CUDA_HOST = f"{COMMON} -std=c++17 -O2"
 

@@ -4,14 +4,24 @@ what ptxas says that each kernel takes."""
 from __future__ import annotations
 
 import re
+import shlex
 import subprocess
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+from flags import CUDA_KERNEL
+
 SOURCES = Path(__file__).parents[1] / "csrc" / "cuda"
 ARCHITECTURES = [75, 80, 86, 89, 90, 100, 120]
-FLAGS = ["-std=c++17", "-Werror", "all-warnings", "-Xptxas", "-v,-warn-spills,-warn-lmem-usage,-Werror", "-cubin"]
+FLAGS = [
+    *shlex.split(CUDA_KERNEL),
+    "-Werror",
+    "all-warnings",
+    "-Xptxas",
+    "-v,-warn-spills,-warn-lmem-usage,-Werror",
+    "-cubin",
+]
 
 _KERNEL = re.compile(r"Compiling entry function '(\w+)'.*?Used (\d+) registers([^\n]*)", re.DOTALL)
 _SHARED = re.compile(r"(\d+) bytes smem")

@@ -180,7 +180,8 @@ class TestInstall:
             installed = {name for name in archive.namelist() if ".dist-info/" not in name}
         kinds = (".py", ".pyi", ".typed")
         sources = {str(path.relative_to(project)) for path in project.glob("fusedrnn/**/*.*") if path.suffix in kinds}
-        assert installed == sources | {"fusedrnn/_C.abi3.so", "fusedrnn/_build_info.py"}
+        cuda = {"fusedrnn/_C_cuda.abi3.so"} if torch.version.cuda and shutil.which("nvcc") else set()
+        assert installed == sources | cuda | {"fusedrnn/_C.abi3.so", "fusedrnn/_build_info.py"}
         with_torch.pip("install", wheel)
         with_torch.check()
 
@@ -200,6 +201,14 @@ class TestInstall:
         environment = Environment(tmp_path, "setuptools==65.5.0", "wheel")
         text = environment.complaint("install", "--no-build-isolation", "--no-deps", project)
         assert "fusedrnn: setuptools 77 or newer is needed to build: run `pip install" in text
+
+    @pytest.mark.skipif(torch.version.cuda is not None, reason="torch has CUDA")
+    def test_cuda_kernels_that_cannot_be_built(self, with_torch: Environment, project: Path) -> None:
+        text = with_torch.complaint("install", "--no-build-isolation", project, FUSEDRNN_CUDA="1")
+        version = torch.__version__
+        assert f"fusedrnn: FUSEDRNN_CUDA=1 asks for CUDA kernels, which cannot be built here: torch {version}" in text
+        text = with_torch.complaint("install", "--no-build-isolation", project, FUSEDRNN_CUDA="yes")
+        assert "fusedrnn: FUSEDRNN_CUDA is 'yes': expected auto, 0 or 1." in text
 
     def test_compiler_error(self, with_torch: Environment, project: Path) -> None:
         text = with_torch.complaint("install", "--no-build-isolation", project, CXXFLAGS="-include nonexistent.h")

@@ -86,6 +86,7 @@ def test_gradient_of_one_argument_alone_is_that_of_all(place: Place, cell: str, 
 @pytest.mark.any_algorithm
 @each_cell
 def test_per_sample_gradients_agree_with_the_reference(place: Place, cell: str) -> None:
+    place.needs_torchs_own()  # of vmap
     case = Case(cell, (3, 2, 4, 5), f64)
     args = draw(case).args
     samples = torch.randn(2 if place.slow else 3, *args.x.shape, dtype=f64)

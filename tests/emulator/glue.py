@@ -15,8 +15,7 @@ from typing import Any
 import torch
 from emulator import toolchain
 
-import fusedrnn
-from fusedrnn import autograd
+from fusedrnn.ops import BACKWARD, FORWARD, SAVING
 
 GLUE = toolchain.HERE / "glue"
 CSRC = toolchain.SOURCE / "csrc"
@@ -46,9 +45,9 @@ def in_place_of_the_cpu() -> Iterator[Any]:
     """fusedrnn's autograd functions, and all that is made of them, run the emulated operators."""
     ops = load()
     tables = (
-        (autograd.FORWARD, lambda cell: getattr(ops, cell)),
-        (autograd.SAVING, lambda cell: getattr(ops, f"{cell}_saving")),
-        (autograd.BACKWARD, lambda cell: getattr(ops, f"{cell}_backward")),
+        (FORWARD, lambda cell: getattr(ops, cell)),
+        (SAVING, lambda cell: getattr(ops, f"{cell}_saving")),
+        (BACKWARD, lambda cell: getattr(ops, f"{cell}_backward")),
     )
     kept = [dict(table) for table, _ in tables]
     try:
@@ -60,6 +59,3 @@ def in_place_of_the_cpu() -> Iterator[Any]:
             table.update(old)
     found = ops.reports()
     assert not found, found
-
-
-__all__ = ["fusedrnn", "in_place_of_the_cpu", "load"]

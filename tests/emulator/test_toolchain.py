@@ -107,22 +107,6 @@ def test_nvcc_compiles_every_kernel_for_every_architecture_without_a_warning_or_
     assert {architecture: text for architecture, text in said.items() if text} == {}
 
 
-# Of the persistent kernel, one type for each architecture: it takes longest by far. CI compiles all for all.
-TIME_LOOPS = {75: ["step_*", "block_*", "grid_bfloat16*"], 90: ["step_*", "block_*", "grid_half*"]}
-
-
-@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
-@pytest.mark.parametrize("architecture", TIME_LOOPS)
-def test_nvcc_compiles_the_time_loops_for_an_old_and_a_new_architecture(architecture):
-    script = toolchain.SOURCE / "build_tools" / "check_cuda.py"
-    if not script.exists():
-        pytest.skip("no build_tools/ beside tests/: not a source tree")
-    folder = toolchain.SOURCE / "csrc" / "cuda"
-    sources = [path.name for name in TIME_LOOPS[architecture] for path in sorted(folder.glob(f"{name}.cu"))]
-    done = run([sys.executable, str(script), *sources, "--arch", str(architecture)])
-    assert done.returncode == 0, done.stdout
-
-
 def test_what_is_missing_is_a_reason_to_skip(monkeypatch):
     monkeypatch.setattr(toolchain.shutil, "which", lambda _: None)
     attempt.cache_clear()
