@@ -57,11 +57,13 @@ def template_arguments(demangled: str) -> tuple[str, list[str]]:
 def inspect(source: Path, architecture: int, cubin: Path, takes: dict[str, Resources]) -> Iterator[Inspected]:
     kernels = sass.disassemble(cubin)
     for mangled, demangled in zip(takes, sass.demangle(list(takes)), strict=True):
-        name, (cell, stored, *others) = template_arguments(demangled)
+        name, arguments = template_arguments(demangled)
+        # The sum over rows is the same for every cell.
+        cell, stored, *others = arguments if arguments[0] in CELLS else ["", *arguments]
         type = "tf32" if "true" in others else TYPES[stored]
         shapes = [other.removeprefix("GridShape<").removesuffix(">") for other in others]
         shape = next((shape for shape in shapes if shape not in ("true", "false")), "")
-        yield Inspected(architecture, name, CELLS[cell], type, shape, takes[mangled], kernels[mangled])
+        yield Inspected(architecture, name, CELLS.get(cell, "every cell"), type, shape, takes[mangled], kernels[mangled])
 
 
 def multiplies_on_tensor_cores(kernel: str, type: str, architecture: int) -> bool:
