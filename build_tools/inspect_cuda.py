@@ -116,7 +116,7 @@ def occupancy_table(kernels: list[Inspected]) -> str:
 def instruction_table(kernels: list[Inspected]) -> str:
     """Tensor core instructions, 128-bit loads of global memory, of shared memory."""
     return by_architecture(
-        [it for it in kernels if it.cell == "LSTM" and not it.kernel.startswith("step")],
+        [it for it in kernels if it.cell == "LSTM" and it.kernel.startswith(("block", "grid"))],
         lambda it: " / ".join(
             str(n) for n in (it.code.count("HMMA"), it.code.count("LDG", width=128), it.code.count("LDS", width=128))
         ),
