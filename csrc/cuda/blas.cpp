@@ -16,6 +16,7 @@ enum Operation { kAsItIs = 0, kTransposed = 1 };  // cublasOperation_t
 enum Compute { kFloat = 68, kDouble = 70 };       // cublasComputeType_t: CUBLAS_COMPUTE_32F, _64F
 constexpr int kDefaultAlgorithm = -1;             // CUBLAS_GEMM_DEFAULT
 constexpr int kTf32 = 3;                          // cublasMath_t: CUBLAS_TF32_TENSOR_OP_MATH
+constexpr int kFlags = 16;                        // of which are flags that are added to it
 
 struct Cublas {
   int (*gemm)(void* handle, int a_operation, int b_operation, int m, int n, int k, const void* alpha, const void* a,
@@ -63,7 +64,7 @@ void gemm(void* handle, int64_t M, int64_t N, int64_t K, const Matrix& a, const 
 
 bool allows_tf32(void* handle) {
   int mode = 0;
-  return cublas().math_mode(handle, &mode) == 0 && mode == kTf32;
+  return cublas().math_mode(handle, &mode) == 0 && mode % kFlags == kTf32;
 }
 
 }  // namespace cuda
