@@ -8,6 +8,7 @@
 #include <cuda_runtime.h>
 
 #include <cstddef>
+#include <mutex>
 #include <utility>
 
 #include "../inline.h"
@@ -76,11 +77,17 @@ struct Launch {
   cudaStream_t stream = nullptr;
 };
 
-// A kernel has to ask for more than 48 KiB of dynamic shared memory.
+// A kernel has to ask for more than 48 KiB of dynamic shared memory. What it has got is never taken back: another
+// thread may be about to launch it with more.
 template <class Kernel>
 cudaError_t ask_for_shared(Kernel kernel, size_t bytes) {
   constexpr size_t kWithoutAsking = 48 * 1024;
   if (bytes <= kWithoutAsking) return cudaSuccess;
+  static std::mutex one_thread;
+  const std::lock_guard<std::mutex> lock(one_thread);
+  cudaFuncAttributes attributes{};
+  const cudaError_t error = cudaFuncGetAttributes(&attributes, kernel);
+  if (error != cudaSuccess || attributes.maxDynamicSharedSizeBytes >= int(bytes)) return error;
   return cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, int(bytes));
 }
 

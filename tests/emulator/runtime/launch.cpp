@@ -227,6 +227,11 @@ cudaError_t cudaFuncSetAttribute(const void* kernel, cudaFuncAttribute attribute
   emulator::shared_limits[kernel] = size_t(value);
   return cudaSuccess;
 }
+cudaError_t cudaFuncGetAttributes(cudaFuncAttributes* attributes, const void* kernel) {
+  *attributes = {};
+  attributes->maxDynamicSharedSizeBytes = int(emulator::shared_limit(kernel));
+  return cudaSuccess;
+}
 // By the threads and the shared memory of a multiprocessor of sm_90. What registers allow is not known here.
 cudaError_t cudaOccupancyMaxActiveBlocksPerMultiprocessor(int* blocks, const void* kernel, int threads, size_t bytes) {
   const bool allowed = bytes <= emulator::shared_limit(kernel) && threads >= 1 && threads <= 1024;
