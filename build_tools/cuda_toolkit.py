@@ -8,6 +8,7 @@ and where there is none, all that fusedrnn is made for.
 from __future__ import annotations
 
 import os
+import platform
 import re
 import shutil
 import subprocess
@@ -18,7 +19,19 @@ from pathlib import Path
 from nvcc import ARCHITECTURES
 from target_torch import Torch
 
-GUESS = "/usr/local/cuda"
+# As torch names them in TORCH_CUDA_ARCH_LIST; older ones are not served.
+_NAMES = {
+    "Turing": "7.5+PTX",
+    "Ampere+Tegra": "8.7",
+    "Ampere": "8.0;8.6+PTX",
+    "Ada": "8.9+PTX",
+    "Hopper": "9.0+PTX",
+    "Blackwell+Tegra": "11.0",
+    "Blackwell": "10.0;10.3;12.0;12.1+PTX",
+}
+_GUESS = Path("/usr/local/cuda")
+# Where packages of distributions and of conda keep headers and libraries.
+_TARGET = "targets/sbsa-linux" if platform.machine() == "aarch64" else f"targets/{platform.machine()}-linux"
 
 
 @dataclass(frozen=True)
@@ -30,7 +43,7 @@ class Toolkit:
 
     @property
     def include(self) -> Path:
-        return self.root / "include"
+        return next(path for path in _includes(self.root) if _has_headers(path))
 
     @property
     def runtime(self) -> Path:
@@ -68,7 +81,7 @@ def _find(torch: Torch) -> Toolkit | str:
         return f"torch {torch.version} is built without CUDA"
     nvcc = _nvcc()
     if nvcc is None:
-        return f"no nvcc in CUDA_HOME, on PATH or in {GUESS}"
+        return f"no nvcc in CUDA_HOME, on PATH or in {_GUESS}"
     said = _output(nvcc, "--version")
     release = re.search(r"release (\d+\.\d+)", said)
     top = re.search(r"^#\$ TOP=(.+)$", _output(nvcc, "--dryrun", "-x", "cu", "-c", os.devnull), re.MULTILINE)
@@ -77,41 +90,59 @@ def _find(torch: Torch) -> Toolkit | str:
     if release[1].split(".")[0] != torch.cuda.split(".")[0]:
         return f"{nvcc} is of CUDA {release[1]}, torch {torch.version} of CUDA {torch.cuda}"
     root = Path(top[1]).resolve()
-    if not (root / "include/cuda_runtime.h").exists():
+    if not any(_has_headers(path) for path in _includes(root)):
         return f"the CUDA toolkit in {root} has no headers of the runtime"
     if not any(path.exists() for path in _runtimes(root)):
         return f"the CUDA toolkit in {root} has no libcudart_static.a"
-    return Toolkit(nvcc, release[1], root, _architectures(nvcc))
+    architectures = _architectures(nvcc)
+    if not architectures:
+        return f"they need a GPU of compute capability 7.5 or newer, those here have {', '.join(_gpus())}"
+    return Toolkit(nvcc, release[1], root, architectures)
 
 
 def _nvcc() -> str | None:
-    """CUDA_HOME is a choice, the last place a guess."""
-    chosen = os.environ.get("CUDA_HOME")
-    for path in (str(Path(chosen, "bin")) if chosen else None, None, str(Path(GUESS, "bin"))):
-        if nvcc := shutil.which("nvcc", path=path):
-            return nvcc
-    return None
+    # CUDA_HOME is a choice, the last place a guess.
+    home = os.environ.get("CUDA_HOME")
+    chosen = shutil.which("nvcc", path=str(Path(home, "bin"))) if home else None
+    return chosen or shutil.which("nvcc") or shutil.which("nvcc", path=str(_GUESS / "bin"))
+
+
+def _includes(root: Path) -> list[Path]:
+    return [root / "include", root / _TARGET / "include"]
+
+
+def _has_headers(include: Path) -> bool:
+    return (include / "cuda_runtime.h").exists()
 
 
 def _runtimes(root: Path) -> list[Path]:
-    return [root / folder / "libcudart_static.a" for folder in ("lib64", "lib", "targets/x86_64-linux/lib")]
+    return [root / folder / "libcudart_static.a" for folder in ("lib64", "lib", f"{_TARGET}/lib")]
 
 
 def _architectures(nvcc: str) -> tuple[str, ...]:
-    if chosen := os.environ.get("TORCH_CUDA_ARCH_LIST"):
-        return tuple(_architecture(name) for name in re.split(r"[;,\s]+", chosen.strip()))
-    if smi := shutil.which("nvidia-smi"):
-        here = _output(smi, "--query-gpu=compute_cap", "--format=csv,noheader").split()
-        if here and all(re.fullmatch(r"\d+\.\d", name) for name in here):
-            return tuple(sorted({_architecture(name) for name in here}))
+    """None where there are GPUs, all of them too old."""
+    if chosen := re.findall(r"[^;,\s]+", os.environ.get("TORCH_CUDA_ARCH_LIST", "")):
+        return tuple(_architecture(number) for name in chosen for number in _NAMES.get(name, name).split(";"))
     served = {int(n) for n in re.findall(r"compute_(\d+)", _output(nvcc, "--list-gpu-arch"))}
+    if here := _gpus():
+        numbers = sorted({int(name.replace(".", "")) for name in here} - set(range(ARCHITECTURES[0])))
+        # A GPU that this nvcc is too old for takes what is built for all.
+        if served.issuperset(numbers):
+            return tuple(map(str, numbers))
     all_of_them = [str(n) for n in ARCHITECTURES if n in served]
     # The newest as PTX too, which later GPUs compile when the kernels are loaded.
     return (*all_of_them[:-1], f"{all_of_them[-1]}+PTX")
 
 
+def _gpus() -> list[str]:
+    """Compute capabilities of the GPUs that are here, as far as they are known."""
+    smi = shutil.which("nvidia-smi")
+    said = _output(smi, "--query-gpu=compute_cap", "--format=csv,noheader").split() if smi else []
+    return said if all(re.fullmatch(r"\d+\.\d", name) for name in said) else []
+
+
 def _architecture(name: str) -> str:
-    match = re.fullmatch(r"(\d+)\.(\d)(a?)(\+PTX)?", name)
+    match = re.fullmatch(r"(\d+)\.(\d)([af]?)(\+PTX)?", name)
     if match is None:
         raise SystemExit(f"fusedrnn: TORCH_CUDA_ARCH_LIST has {name!r}: expected numbers such as 8.0;9.0+PTX.")
     if int(match[1]) * 10 + int(match[2]) < ARCHITECTURES[0]:

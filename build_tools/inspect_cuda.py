@@ -63,7 +63,9 @@ def inspect(source: Path, architecture: int, cubin: Path, takes: dict[str, Resou
         type = "tf32" if "true" in others else TYPES[stored]
         shapes = [other.removeprefix("GridShape<").removesuffix(">") for other in others]
         shape = next((shape for shape in shapes if shape not in ("true", "false")), "")
-        yield Inspected(architecture, name, CELLS.get(cell, "every cell"), type, shape, takes[mangled], kernels[mangled])
+        yield Inspected(
+            architecture, name, CELLS.get(cell, "every cell"), type, shape, takes[mangled], kernels[mangled]
+        )
 
 
 def multiplies_on_tensor_cores(kernel: str, type: str, architecture: int) -> bool:

@@ -139,10 +139,11 @@ def _manifest(ext: NinjaExtension, built_with: Environment, objects: Path, libra
         "  description = link $out",
     ]
     if cuda:
+        nvcc = _words([cuda.nvcc, "-ccbin", toolchain.program(cxx)])
         lines += [
             "",
             "rule kernel",
-            f"  command = {_words([cuda.nvcc, '-ccbin', cxx[-1]])} -MMD -MF $out.d $flags -c $in -o $out",
+            f"  command = {nvcc} -MMD -MF $out.d $flags -c $in -o $out",
             "  deps = gcc",
             "  depfile = $out.d",
             "  description = nvcc $in",

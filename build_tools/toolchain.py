@@ -26,6 +26,11 @@ def compiler() -> list[str]:
     )
 
 
+def program(compiler: list[str]) -> str:
+    """The compiler itself, without the launcher before it and the options after it."""
+    return next((word for word in reversed(compiler) if not word.startswith("-")), compiler[0])
+
+
 def describe(compiler: list[str]) -> str:
     answer = subprocess.run([*compiler, "--version"], capture_output=True, text=True, check=False)
     return next(iter(answer.stdout.splitlines()), "unknown")
