@@ -80,7 +80,9 @@ class NinjaBuildExt(build_ext):
         assert isinstance(ext, NinjaExtension)
         library = Path(self.get_ext_fullpath(ext.name))
         library.parent.mkdir(parents=True, exist_ok=True)
-        objects = Path("build", "ninja", f"{ext.name}-torch-{self.environment.torch.version}")
+        # Of each toolkit its own: ninja does not know that another nvcc stands in the same place.
+        toolkit = f"-cuda-{self.environment.cuda.version}" if ext.cuda and self.environment.cuda else ""
+        objects = Path("build", "ninja", f"{ext.name}-torch-{self.environment.torch.version}{toolkit}")
         objects.mkdir(parents=True, exist_ok=True)
         built = objects / library.name
         manifest = objects / "build.ninja"

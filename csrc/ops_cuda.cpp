@@ -83,8 +83,9 @@ void run(const Arguments& a, const Place& place) {
   void *blas = nullptr, *stream = nullptr;
   STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.index, &stream));
-  cuda::run_layer(a, {limits_of(place.index), std::getenv("FUSEDRNN_ALGORITHM"), blas,
-                      static_cast<cudaStream_t>(stream), &Memory::allocate, &memory});
+  cuda::run_layer(
+      a, {limits_of(place.index), attribute(cudaDevAttrMaxPitch, place.index), std::getenv("FUSEDRNN_ALGORITHM"), blas,
+          static_cast<cudaStream_t>(stream), &Memory::allocate, &memory});
 }
 
 // ---------------------------------------------------------------------------------------------- arguments

@@ -69,20 +69,29 @@ class Call {
   }
   Matrix matrix(const T* p, int64_t ld, bool transposed = false) const { return {p, kDataType<T>, ld, transposed}; }
 
-  // Rows of N values, `to` and `from` apart; zeros where from is null.
+  // M rows of N values, each ld after the one before.
   template <class C>
   void fill_zero(C* p, int64_t ld, int64_t M, int64_t N) const {
-    if (M == 0 || N == 0) return;
-    check(cudaMemset2DAsync(p, size_t(ld) * sizeof(C), 0, size_t(N) * sizeof(C), size_t(M), device.stream),
-          "cudaMemset2DAsync");
+    each_piece(M, N, ld == N, ld * int64_t(sizeof(C)), [&](int64_t row, int64_t rows, int64_t columns) {
+      const size_t width = size_t(columns) * sizeof(C);
+      check(rows == 1 ? cudaMemsetAsync(p + row * ld, 0, width, device.stream)
+                      : cudaMemset2DAsync(p, size_t(ld) * sizeof(C), 0, width, size_t(rows), device.stream),
+            "zeros on the device");
+    });
   }
+  // The same of another matrix, or zeros where that is null.
   void copy(T* to, int64_t to_ld, const T* from, int64_t from_ld, int64_t M, int64_t N) const {
-    if (M == 0 || N == 0) return;
     if (!from) return fill_zero(to, to_ld, M, N);
-    const size_t bytes = sizeof(T);
-    check(cudaMemcpy2DAsync(to, size_t(to_ld) * bytes, from, size_t(from_ld) * bytes, size_t(N) * bytes, size_t(M),
-                            cudaMemcpyDeviceToDevice, device.stream),
-          "cudaMemcpy2DAsync");
+    const int64_t bytes = sizeof(T), pitch = (to_ld > from_ld ? to_ld : from_ld) * bytes;
+    each_piece(M, N, to_ld == N && from_ld == N, pitch, [&](int64_t row, int64_t rows, int64_t columns) {
+      T* p = to + row * to_ld;
+      const T* q = from + row * from_ld;
+      const size_t width = size_t(columns * bytes);
+      check(rows == 1 ? cudaMemcpyAsync(p, q, width, cudaMemcpyDeviceToDevice, device.stream)
+                      : cudaMemcpy2DAsync(p, size_t(to_ld * bytes), q, size_t(from_ld * bytes), width, size_t(rows),
+                                          cudaMemcpyDeviceToDevice, device.stream),
+            "a copy on the device");
+    });
   }
   void copy_state(T* to, const T* from) const {
     if (to) copy(to, a.H, from, a.H, a.B, a.H);
@@ -106,7 +115,7 @@ class Call {
     if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
       Limits without = device.limits;
       without.cooperative = false;
-      if (!device.algorithm || !*device.algorithm) return select(asked, without, nullptr);
+      if (!forced()) return select(asked, without, nullptr);
       choice.error = "the algorithm grid needs all its blocks to be resident, which they cannot be here";
     }
     if (!choice.error.empty()) throw std::runtime_error("fusedrnn: " + choice.error);
@@ -120,12 +129,29 @@ class Call {
     return all;
   }
 
+  // Whether a launch found fewer multiprocessors than the device says it has, in a green context for example, so that
+  // another algorithm has to serve. Nothing was launched then.
+  bool fewer_multiprocessors(cudaError_t error) const {
+    return error == cudaErrorCooperativeLaunchTooLarge && !forced();
+  }
+  bool forced() const { return device.algorithm && *device.algorithm; }
+
   void project(T* to) const { product(rows, G * a.H, a.I, matrix(a.x, a.ldx), matrix(a.w_ih, a.I, true), to, G * a.H); }
 
   const Layer<T>& a;
   const CellSizes& cell;
   const Device& device;
   const int64_t rows, G;
+
+ private:
+  // f(first row, rows, columns) of pieces that a copy of two dimensions takes: of one row where a pitch is too large.
+  template <class Piece>
+  void each_piece(int64_t M, int64_t N, bool dense, int64_t pitch, const Piece& f) const {
+    if (M == 0 || N == 0) return;
+    if (dense) return f(0, 1, M * N);
+    if (pitch <= device.max_pitch) return f(0, M, N);
+    for (int64_t row = 0; row < M; ++row) f(row, 1, N);
+  }
 };
 
 // ---------------------------------------------------------------------------------------------- forward
@@ -166,10 +192,11 @@ void forward_loop(const Call<T>& call, const Forward<T>& f) {
         return call.check(block_forward<T>(call.a.cell, f, choice.block, d.stream), "block_forward");
       break;
     case Algorithm::kGrid:
-      if constexpr (!std::is_same_v<T, double>)
-        return call.check(grid_forward<T>(call.a.cell, f, choice.grid, call.tf32(),
-                                          d.take<char>(choice.grid.workspace_bytes), d.stream),
-                          "grid_forward");
+      if constexpr (!std::is_same_v<T, double>) {
+        const cudaError_t error = grid_forward<T>(call.a.cell, f, choice.grid, call.tf32(),
+                                                  d.take<char>(choice.grid.workspace_bytes), d.stream);
+        return call.fewer_multiprocessors(error) ? forward_steps(call, f) : call.check(error, "grid_forward");
+      }
       break;
   }
 }
@@ -209,10 +236,11 @@ void backward_loop(const Call<T>& call, const Backward<T>& b) {
         return call.check(block_backward<T>(call.a.cell, b, choice.block, d.stream), "block_backward");
       break;
     case Algorithm::kGrid:
-      if constexpr (!std::is_same_v<T, double>)
-        return call.check(grid_backward<T>(call.a.cell, b, choice.grid, call.tf32(),
-                                           d.take<char>(choice.grid.workspace_bytes), d.stream),
-                          "grid_backward");
+      if constexpr (!std::is_same_v<T, double>) {
+        const cudaError_t error = grid_backward<T>(call.a.cell, b, choice.grid, call.tf32(),
+                                                   d.take<char>(choice.grid.workspace_bytes), d.stream);
+        return call.fewer_multiprocessors(error) ? backward_steps(call, b) : call.check(error, "grid_backward");
+      }
       break;
   }
 }

@@ -10,6 +10,7 @@ namespace cuda {
 // What a layer runs on. All work is queued on the stream, and nothing waits for it.
 struct Device {
   Limits limits;
+  int64_t max_pitch;      // bytes from row to row that copies of two dimensions take
   const char* algorithm;  // the one that must be used, or null for the best
   void* blas;             // torch's cuBLAS handle, on the same stream
   cudaStream_t stream;
