@@ -50,8 +50,8 @@ def lstm(
         weights: for each layer and direction w_ih ``[4H, I]`` (``[4H, D*H]`` above the first layer), w_hh ``[4H, H]``
             and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters.
         embedding: a table ``[V, I]`` whose rows the tokens pick: the same as ``input=F.embedding(tokens, embedding)``,
-            but where V < T*B each row is projected once, and each token's gradient is added to its row's before the
-            products of backward.
+            but where V < T*B, on the CPU, each row is projected once, and each token's gradient is added to its row's
+            before the products of backward.
         dropout: probability of zeroing each output of every layer but the last, when training.
         recompute: keep no gates for backward, which computes them again (Chen et al. 2016): less memory, more time.
 
@@ -60,7 +60,7 @@ def lstm(
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
-            table, and for T = 0.
+            table (on a GPU that is an error of the device, as in F.embedding), and for T = 0.
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices
             than the CPU and, where there are CUDA kernels, CUDA devices, or under autocast.
     """
