@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
 from itertools import chain
+from typing import Literal
 
 import torch
 from torch import Tensor
@@ -12,7 +13,10 @@ from torch import Tensor
 from .errors import UnknownTokenError
 
 Batch = tuple[Tensor, Tensor]
-"""Token indices and the tokens that follow them, each int64 ``[B, T]``."""
+"""Token indices ``[B, T]`` and the tokens that follow the last K of them, ``[B, K]``, each int64; K is T or 1."""
+
+Predict = Literal["every", "last"]
+"""After which tokens of a sequence the next one is predicted."""
 
 
 class Vocabulary:
@@ -106,32 +110,66 @@ def group_chunks(sequences: Tensor, batch_size: int) -> Tensor:
     Raises:
         ValueError: there are fewer sequences than rows.
     """
+    _require_batch(len(sequences), batch_size)
     m = len(sequences) // batch_size
-    if m == 0:
-        raise ValueError(f"{len(sequences)} sequences do not fill one batch of {batch_size}")
     return sequences[: m * batch_size].unflatten(0, (batch_size, m)).transpose(0, 1).contiguous()
 
 
 @dataclass(frozen=True)
 class Corpus:
-    """A text, ready for training: contiguous batches of one size."""
+    """A text, cut into batches of one size; the last of ``valid`` may be smaller where no state is carried."""
 
     vocabulary: Vocabulary
     train: Sequence[Batch]
     valid: Sequence[Batch]
 
 
-def make_corpus(tokens: Sequence[str], sequence_length: int, batch_size: int, train_fraction: float = 0.8) -> Corpus:
+def make_corpus(
+    tokens: Sequence[str],
+    sequence_length: int,
+    batch_size: int,
+    train_fraction: float = 0.8,
+    *,
+    stateful: bool = True,
+    predict: Predict = "every",
+) -> Corpus:
     """Cuts a text into sequences, of which the first ``train_fraction`` train and the others validate.
+
+    Args:
+        stateful: order the sequences as :func:`group_chunks` does, so that a state can be carried. Otherwise each
+            batch holds sequences that follow one another; those that do not fill a last batch validate, but do not
+            train.
+        predict: the targets are the tokens that follow "every" token of a sequence, or its "last" one alone.
 
     Raises:
         ValueError: one of the two parts does not fill a batch.
     """
     vocabulary = Vocabulary(tokens)
     sequences, targets = cut_sequences(vocabulary.encode(tokens), sequence_length)
+    if predict == "last":
+        targets = targets[:, -1:]
     cut = int(len(sequences) * train_fraction)
-    train, valid = (
-        list(zip(group_chunks(sequences[part], batch_size), group_chunks(targets[part], batch_size), strict=True))
-        for part in (slice(cut), slice(cut, None))
-    )
-    return Corpus(vocabulary, train, valid)
+    train, valid = (slice(cut), slice(cut, None))
+    if stateful:
+        parts = [
+            list(zip(group_chunks(sequences[part], batch_size), group_chunks(targets[part], batch_size), strict=True))
+            for part in (train, valid)
+        ]
+    else:
+        parts = [
+            _consecutive(sequences[train], targets[train], batch_size, keep_rest=False),
+            _consecutive(sequences[valid], targets[valid], batch_size, keep_rest=True),
+        ]
+    return Corpus(vocabulary, *parts)
+
+
+def _consecutive(sequences: Tensor, targets: Tensor, batch_size: int, keep_rest: bool) -> list[Batch]:
+    """Batches of sequences in the order of the text."""
+    _require_batch(len(sequences), batch_size)
+    batches = list(zip(sequences.split(batch_size), targets.split(batch_size), strict=True))
+    return batches if keep_rest else batches[: len(sequences) // batch_size]
+
+
+def _require_batch(sequences: int, batch_size: int) -> None:
+    if sequences < batch_size:
+        raise ValueError(f"{sequences} sequences do not fill one batch of {batch_size}")

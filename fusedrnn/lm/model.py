@@ -13,12 +13,16 @@ from torch.nn import functional as F
 import fusedrnn
 from fusedrnn import reference
 
+from .unrolling import Step, literally, looped, run_steps
+
 Cell = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
 Backend = Literal["fused", "nn", "reference"]
-RecurrentInit = Literal["uniform", "orthogonal"]
+Unroll = Literal["layer", "cell", "literal"]
+RecurrentInit = Literal["uniform", "orthogonal", "identity"]
 State = tuple[Tensor, ...]
 
 _LIBRARIES: dict[str, Any] = {"fused": fusedrnn, "nn": nn, "reference": reference}
+_CELL_LIBRARIES: dict[str, Any] = {"fused": fusedrnn.functional, "nn": torch}
 
 
 class Output(NamedTuple):
@@ -47,13 +51,44 @@ def recurrent_layers(backend: Backend, cell: Cell, input_size: int, hidden_size:
     return getattr(_LIBRARIES[backend], name.upper())(input_size, hidden_size, num_layers, **options)
 
 
-def _orthogonal_blocks(rnn: nn.RNNBase) -> None:
-    """Makes the recurrent matrix of every gate orthogonal (Saxe et al. 2014), so that states keep their length."""
+def cell_step(backend: Backend, cell: Cell) -> Step:
+    """One step of the cell: what fusedrnn.RNNCell, torch.nn.RNNCell and the like call, or fusedrnn.reference's own.
+
+    Raises:
+        ValueError: there is no such backend or cell.
+    """
+    if backend not in _LIBRARIES:
+        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+    if cell not in get_args(Cell):
+        raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
+    if backend == "reference":
+        return reference.STEPS[cell]
+    function = getattr(_CELL_LIBRARIES[backend], f"{cell}_cell")
+    if cell == "lstm":
+        return function
+    return lambda x, states, *weights: (function(x, states[0], *weights),)
+
+
+def _share_matrix(rnn: nn.RNNBase) -> None:
+    """Makes each layer h = f(W (x + h) + b): its two matrices one parameter, its second bias zero for good."""
+    for layer in range(rnn.num_layers):
+        setattr(rnn, f"weight_ih_l{layer}", getattr(rnn, f"weight_hh_l{layer}"))
+        nn.init.zeros_(getattr(rnn, f"bias_hh_l{layer}").requires_grad_(False))
+
+
+def _initialize_blocks(rnn: nn.RNNBase, initialize: Callable[[Tensor], object]) -> None:
+    """Draws the recurrent matrix of every gate anew."""
     with torch.no_grad():
         for name, weight in rnn.named_parameters():
             if name.startswith("weight_hh"):
                 for block in weight.split(rnn.hidden_size):
-                    nn.init.orthogonal_(block)
+                    initialize(block)
+
+
+_INITIALIZE: dict[RecurrentInit, Callable[[Tensor], object]] = {
+    "orthogonal": nn.init.orthogonal_,
+    "identity": nn.init.eye_,
+}
 
 
 class LanguageModel(nn.Module):
@@ -74,11 +109,18 @@ class LanguageModel(nn.Module):
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         dropout: the probability of zeroing an activation of the last layer before it is decoded.
         tied: the decoder's weight is the embedding's (Press and Wolf 2017, Inan et al. 2017).
-        recurrent_init: "uniform" is that of torch.nn, "orthogonal" makes every gate's recurrent matrix orthogonal.
+        recurrent_init: of every gate's recurrent matrix: "uniform" is that of torch.nn, "orthogonal" keeps the length
+            of a state (Saxe et al. 2014), "identity" the state itself (Le et al. 2015, for the ReLU RNN).
+        shared_matrix: the layers of an RNN multiply input and state by the same matrix, h = f(W (x + h) + b), as one
+            nn.Linear that is applied to their sum would.
+        unroll: "layer" reads a sequence in one call of the layers. "cell" loops over its steps, one call of the cell
+            each. "literal" has three steps written out, and reads a longer sequence three by three. Parameters and
+            results are the same.
         backend: "fused" runs fusedrnn's layers, "nn" those of torch.nn, "reference" those of fusedrnn.reference.
 
     Raises:
-        ValueError: an argument has a value that is not listed, or a tied model has two different sizes.
+        ValueError: an argument has a value that is not listed, a tied model or one with a shared matrix has two
+            different sizes, or the cell of a shared matrix is no RNN.
     """
 
     def __init__(
@@ -92,11 +134,21 @@ class LanguageModel(nn.Module):
         dropout: float = 0.0,
         tied: bool = False,
         recurrent_init: RecurrentInit = "uniform",
+        shared_matrix: bool = False,
+        unroll: Unroll = "layer",
         backend: Backend = "fused",
     ) -> None:
         super().__init__()
         if tied and embedding_size != hidden_size:
             raise ValueError(f"tied: embedding_size and hidden_size must agree, got {embedding_size} and {hidden_size}")
+        if shared_matrix and embedding_size != hidden_size:
+            raise ValueError(
+                f"shared_matrix: embedding_size and hidden_size must agree, got {embedding_size} and {hidden_size}"
+            )
+        if shared_matrix and not cell.startswith("rnn"):
+            raise ValueError(f"shared_matrix: expected the cell rnn_tanh or rnn_relu, got {cell!r}")
+        if unroll not in get_args(Unroll):
+            raise ValueError(f"unroll: expected one of {get_args(Unroll)}, got {unroll!r}")
         if recurrent_init not in get_args(RecurrentInit):
             raise ValueError(f"recurrent_init: expected one of {get_args(RecurrentInit)}, got {recurrent_init!r}")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
@@ -104,9 +156,12 @@ class LanguageModel(nn.Module):
         self.decoder = nn.Linear(hidden_size, vocabulary_size)
         self.dropout = dropout
         self.takes_tokens = backend == "fused"
+        self.backend, self.cell, self.unroll = backend, cell, unroll
         self.state: State | None = None
-        if recurrent_init == "orthogonal":
-            _orthogonal_blocks(self.rnn)
+        if recurrent_init != "uniform":
+            _initialize_blocks(self.rnn, _INITIALIZE[recurrent_init])
+        if shared_matrix:
+            _share_matrix(self.rnn)
         if tied:
             self.decoder.weight = self.embedding.weight
 
@@ -136,6 +191,10 @@ class LanguageModel(nn.Module):
 
     def _read(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Activations ``[T, B, H]`` of the last layer, and the state after the last token."""
+        if self.unroll != "layer":
+            run = looped if self.unroll == "cell" else literally
+            step = cell_step(self.backend, self.cell)
+            return run_steps(run, step, self.rnn, self.embedding(tokens.t()), state)
         hx = None if state is None else state if len(state) == 2 else state[0]
         if self.takes_tokens:
             y, end = self.rnn(tokens.t(), hx, embedding=self.embedding.weight)

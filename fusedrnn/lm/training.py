@@ -17,7 +17,7 @@ import fusedrnn
 
 from .data import Corpus
 from .errors import DivergedError
-from .model import Backend, LanguageModel, evaluating
+from .model import Backend, LanguageModel, Output, evaluating
 from .recipes import Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import RunFolder
@@ -73,7 +73,8 @@ class Trainer:
 
     Args:
         model: of any dtype.
-        corpus: contiguous batches, see :func:`~fusedrnn.lm.data.group_chunks`, on the model's device.
+        corpus: batches, contiguous where the recipe is stateful (see :func:`~fusedrnn.lm.data.make_corpus`), on the
+            model's device.
         recipe: optimizer, schedule and penalties are taken from it.
     """
 
@@ -86,22 +87,28 @@ class Trainer:
             model.parameters(),
             lr=recipe.learning_rate,
             betas=(recipe.momentum[0], recipe.beta2),
+            eps=recipe.eps,
             weight_decay=recipe.weight_decay,
             fused=True,
         )
         self.schedule = one_cycle(self.optimizer, recipe, recipe.epochs * len(corpus.train))
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
-        """Trains on one batch that continues the last one, each tensor int64 ``[B, T]``.
+        """Trains on one batch, which continues the last one where the recipe is stateful.
+
+        Args:
+            inputs: int64 ``[B, T]``.
+            targets: int64 ``[B, K]``, the tokens that follow the last K inputs, K from 1 to T.
 
         Returns:
-            the cross-entropy, in nats per token.
+            the cross-entropy, in nats per target.
 
         Raises:
             DivergedError: the loss is not finite. The parameters are those of before the call.
         """
-        output = self.model(inputs)
-        loss = F.cross_entropy(output.logits.flatten(0, 1), targets.flatten())
+        output = self._read(inputs)
+        logits = output.logits[:, -targets.shape[1] :]
+        loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         objective = (
             loss
             + activation_regularization(output.dropped, self.recipe.ar)
@@ -117,6 +124,11 @@ class Trainer:
         self.model.detach()
         self.steps += 1
         return loss.item()
+
+    def _read(self, inputs: Tensor) -> Output:
+        if not self.recipe.stateful:
+            self.model.reset()
+        return self.model(inputs)
 
     def train_epoch(self, on_step: Callable[[int, float], None] | None = None) -> float:
         """Reads the training part once, from a zero state.
@@ -144,7 +156,7 @@ class Trainer:
         """Reads the validation part once, from a zero state.
 
         Returns:
-            the mean cross-entropy in nats per token, and the fraction of tokens that were the most likely ones.
+            the mean cross-entropy in nats per target, and the fraction of targets that were the most likely tokens.
 
         Raises:
             DivergedError: the loss is not finite.
@@ -153,7 +165,7 @@ class Trainer:
         self.model.reset()
         with evaluating(self.model):
             for inputs, targets in self.corpus.valid:
-                logits = self.model(inputs).logits.flatten(0, 1)
+                logits = self._read(inputs).logits[:, -targets.shape[1] :].flatten(0, 1)
                 loss += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
                 hits += int((logits.argmax(-1) == targets.flatten()).sum())
                 tokens += targets.numel()

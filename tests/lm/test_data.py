@@ -93,3 +93,31 @@ def test_row_j_of_a_batch_continues_row_j_of_the_batch_before(numbers: list[str]
             begin = start + row * m * 16
             assert corpus.vocabulary.decode(inputs[row].tolist()) == numbers[begin : begin + m * 16]
             assert corpus.vocabulary.decode(targets[row].tolist()) == numbers[begin + 1 : begin + m * 16 + 1]
+
+
+def test_without_a_state_batches_are_consecutive_and_the_rest_validates(numbers: list[str]) -> None:
+    corpus = make_corpus(numbers, sequence_length=3, batch_size=64, stateful=False, predict="last")
+    assert (len(corpus.train), len(corpus.valid)) == (262, 66)
+    assert [len(inputs) for inputs, _ in corpus.valid] == [64] * 65 + [47]
+    triples = [(numbers[i : i + 3], numbers[i + 3 : i + 4]) for i in range(0, len(numbers) - 4, 3)]
+    cut = int(len(triples) * 0.8)
+    for batches, expected in ((corpus.train, triples[: 262 * 64]), (corpus.valid, triples[cut:])):
+        got = [
+            (corpus.vocabulary.decode(row.tolist()), corpus.vocabulary.decode(target.tolist()))
+            for inputs, targets in batches
+            for row, target in zip(inputs, targets, strict=True)
+        ]
+        assert got == expected
+
+
+def test_targets_after_the_last_word_are_the_last_ones_of_all(numbers: list[str]) -> None:
+    every, last = (make_corpus(numbers[:500], 3, 8, predict=predict) for predict in ("every", "last"))
+    assert len(every.train) == len(last.train) > 1
+    for (inputs, targets), (same_inputs, last_targets) in zip(every.train, last.train, strict=True):
+        assert torch.equal(inputs, same_inputs)
+        assert torch.equal(targets[:, -1:], last_targets)
+
+
+def test_a_part_that_fills_no_batch_is_refused_without_a_state_too(numbers: list[str]) -> None:
+    with pytest.raises(ValueError, match="5 sequences do not fill one batch of 8"):
+        make_corpus(numbers[:70], 3, 8, stateful=False)

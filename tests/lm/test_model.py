@@ -218,6 +218,13 @@ def test_orthogonal_initialisation_holds_for_every_gate(cell: str) -> None:
         torch.testing.assert_close(block @ block.t(), torch.eye(H, dtype=torch.float64), rtol=0, atol=1e-6)
 
 
+@each_cell
+def test_identity_initialisation_holds_for_every_gate(cell: str) -> None:
+    model = make(cell, recurrent_init="identity")
+    blocks = [b for name, w in model.rnn.named_parameters() if "weight_hh" in name for b in w.split(H)]
+    assert all(torch.equal(block, torch.eye(H, dtype=torch.float64)) for block in blocks)
+
+
 def test_run_leaves_the_state_alone() -> None:
     model, tokens = make("lstm"), text()
     model(tokens)
@@ -268,6 +275,12 @@ def test_evaluating_restores_the_mode_after_an_error_too(training: bool) -> None
         ({"cell": "transformer"}, "cell: expected one of .*'transformer'"),
         ({"backend": "cudnn"}, "backend: expected one of .*'cudnn'"),
         ({"recurrent_init": "zeros"}, "recurrent_init: expected one of .*'zeros'"),
+        ({"unroll": "twice"}, "unroll: expected one of .*'twice'"),
+        ({"shared_matrix": True}, "shared_matrix: expected the cell rnn_tanh or rnn_relu, got 'gru'"),
+        (
+            {"shared_matrix": True, "cell": "rnn_relu", "hidden_size": 7},
+            "shared_matrix: embedding_size and hidden_size must agree, got 6 and 7",
+        ),
         ({"tied": True, "hidden_size": 7}, "embedding_size and hidden_size must agree, got 6 and 7"),
     ],
 )

@@ -10,7 +10,7 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from fusedrnn.lm import RECIPES, Corpus, DivergedError, Recipe, Trainer, train
+from fusedrnn.lm import RECIPES, Corpus, DivergedError, Recipe, Trainer, make_corpus, train
 from fusedrnn.lm.training import one_cycle
 
 
@@ -70,9 +70,9 @@ def test_objective_is_cross_entropy_plus_both_penalties(small_recipe: Recipe, sm
 def test_the_optimizer_takes_every_parameter_and_the_recipes_numbers(
     small_recipe: Recipe, small_corpus: Corpus
 ) -> None:
-    run = trainer(dataclasses.replace(small_recipe, weight_decay=0.03, beta2=0.97), small_corpus)
+    run = trainer(dataclasses.replace(small_recipe, weight_decay=0.03, beta2=0.97, eps=1e-6), small_corpus)
     (group,) = run.optimizer.param_groups
-    assert (group["weight_decay"], group["betas"][1]) == (0.03, 0.97)
+    assert (group["weight_decay"], group["betas"][1], group["eps"]) == (0.03, 0.97, 1e-6)
     assert {id(p) for p in group["params"]} == {id(p) for p in run.model.parameters()}
 
 
@@ -198,6 +198,48 @@ def test_a_run_depends_on_its_seed_and_not_on_what_was_drawn_before(small_recipe
     assert values[0] == values[1] != values[2]
 
 
+def test_the_loss_is_that_of_the_targets_there_are(small_recipe: Recipe, numbers: list[str]) -> None:
+    recipe = dataclasses.replace(small_recipe, dropout=0.0, ar=0.0, tar=0.0)
+    corpus = make_corpus(numbers[:300], 6, 4, predict="last")
+    run = trainer(recipe, corpus)
+    inputs, targets = corpus.train[0]
+    assert targets.shape == (4, 1)
+    expected = F.cross_entropy(run.model.run(inputs)[0].logits[:, -1], targets[:, 0])
+    assert run.step(inputs, targets) == pytest.approx(expected.item(), rel=1e-12)
+    outputs, state = [], None
+    for inputs, _ in corpus.valid:
+        output, state = run.model.eval().run(inputs, state)
+        outputs.append(output.logits[:, -1])
+    logits, targets = torch.cat(outputs), torch.cat([targets[:, 0] for _, targets in corpus.valid])
+    loss, accuracy = run.validate()
+    assert loss == pytest.approx(F.cross_entropy(logits, targets).item(), rel=1e-12)
+    assert accuracy == (logits.argmax(-1) == targets).double().mean().item()
+
+
+def test_a_stateless_recipe_reads_every_batch_from_a_zero_state(small_recipe: Recipe, numbers: list[str]) -> None:
+    recipe = dataclasses.replace(small_recipe, dropout=0.0, stateful=False)
+    corpus = make_corpus(numbers[:300], 6, 4, stateful=False)
+    run = trainer(recipe, corpus)
+    assert len(corpus.valid[-1][0]) < 4
+    run.step(*corpus.train[0])
+    inputs, targets = corpus.train[1]
+    expected = F.cross_entropy(run.model.run(inputs)[0].logits.flatten(0, 1), targets.flatten()).item()
+    assert run.step(inputs, targets) == expected
+    whole = tuple(torch.cat(tensors) for tensors in zip(*corpus.valid, strict=True))
+    logits = run.model.eval().run(whole[0])[0].logits.flatten(0, 1)
+    assert run.validate()[0] == pytest.approx(F.cross_entropy(logits, whole[1].flatten()).item(), rel=1e-12)
+
+
+def test_the_two_first_models_of_the_book_train_alike(numbers: list[str]) -> None:
+    losses = []
+    for name, unroll in (("hn-literal", "literal"), ("hn-loop", "cell"), ("hn-loop", "layer")):
+        recipe = dataclasses.replace(RECIPES[name], unroll=unroll)
+        corpus = make_corpus(numbers[:3000], 3, 64, stateful=False, predict="last")
+        run = trainer(recipe, corpus)
+        losses.append([run.step(*batch) for batch in corpus.train])
+    assert losses[0] == losses[1] == pytest.approx(losses[2], rel=1e-9)
+
+
 class Terminal(io.StringIO):
     def isatty(self) -> bool:
         return True
@@ -224,3 +266,12 @@ def test_progress_is_shown_on_a_terminal_unless_quiet(
 def test_recipes_are_listed_under_their_own_names() -> None:
     assert list(RECIPES) == [recipe.name for recipe in RECIPES.values()]
     assert "hn-gru" in RECIPES
+
+
+@pytest.mark.parametrize("name", [name for name in RECIPES if name.startswith("hn-")])
+def test_every_recipe_of_human_numbers_trains(name: str, tmp_path: Path) -> None:
+    recipe = dataclasses.replace(RECIPES[name], epochs=1)
+    recipe = dataclasses.replace(recipe, embedding_size=16, hidden_size=16)
+    summary = train(recipe, tmp_path / "run", quiet=True)
+    assert (summary.recipe, summary.epochs) == (name, 1)
+    assert 0.1 < summary.value < 1
