@@ -6,25 +6,30 @@ Training and the command line use the libraries of the extra ``[lm]``; the rest 
 from __future__ import annotations
 
 from .data import Batch, Corpus, Vocabulary, cut_sequences, group_chunks, human_numbers, make_corpus
-from .errors import DivergedError, LanguageModelError, RunFolderError, UnknownTokenError
+from .errors import DataError, DivergedError, LanguageModelError, RecipeError, RunFolderError, UnknownTokenError
 from .generation import generate
 from .model import LanguageModel, Output
-from .recipes import RECIPES, Recipe
+from .recipe import Recipe
+from .recipes import RECIPES, TEXT
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import Checkpoint, RunFolder
+from .settings import override
 from .training import EpochMetrics, Summary, Trainer, train
 
 __all__ = [
     "RECIPES",
+    "TEXT",
     "Batch",
     "Checkpoint",
     "Corpus",
+    "DataError",
     "DivergedError",
     "EpochMetrics",
     "LanguageModel",
     "LanguageModelError",
     "Output",
     "Recipe",
+    "RecipeError",
     "RunFolder",
     "RunFolderError",
     "Summary",
@@ -37,6 +42,7 @@ __all__ = [
     "group_chunks",
     "human_numbers",
     "make_corpus",
+    "override",
     "temporal_activation_regularization",
     "train",
 ]

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import statistics
+from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
 
@@ -15,8 +17,11 @@ from ..bench.command import bench
 from .errors import LanguageModelError
 from .generation import generate
 from .model import Backend
-from .recipes import RECIPES
+from .recipe import Recipe
+from .recipes import RECIPES, TEXT
 from .run_folder import RunFolder
+from .settings import override
+from .text import Level, join_tokens
 from .training import Summary, train
 
 _SEED = click.IntRange(0, 2**63 - 1)
@@ -47,69 +52,147 @@ commands.add_command(bench)
 def list_recipes() -> None:
     """List the recipes: what each should reach, what it did reach, where it comes from."""
     for recipe in RECIPES.values():
-        click.echo(f"{recipe.name}: {recipe.metric}, target {recipe.target:g}")
+        click.echo(f"{recipe.name}: {recipe.metric}, target {_bound(recipe)}")
         click.echo(f"  measured  {recipe.measured}")
         click.echo(f"  source    {recipe.source}")
 
 
+def _bound(recipe: Recipe) -> str:
+    return f"{'at most' if recipe.lower_is_better else 'at least'} {recipe.target:g}"
+
+
+class _RecipeOrText(click.ParamType):
+    """The name of a recipe, or the path of a text file that is trained with the default one."""
+
+    name = "recipe"
+
+    def convert(self, value: Any, param: click.Parameter | None, ctx: click.Context | None) -> Recipe:
+        if value in RECIPES:
+            return RECIPES[value]
+        if Path(value).is_file():
+            return dataclasses.replace(TEXT, name=Path(value).stem, data=str(Path(value).resolve()))
+        self.fail(f"{value!r} is not a recipe ({', '.join(RECIPES)}), and there is no text file of this name")
+
+
 @commands.command("train")
-@click.argument("recipe", type=click.Choice(sorted(RECIPES)))
+@click.argument("recipe", type=_RecipeOrText(), metavar="RECIPE|FILE")
 @click.option("--backend", type=click.Choice(get_args(Backend)), default="fused", show_default=True)
-@click.option("--seed", type=_SEED, default=0, show_default=True)
-@click.option("--epochs", type=click.IntRange(1), help="In place of the recipe's number; the schedule spans them.")
+@click.option("--seed", type=_SEED, help="[default: 0]")
+@click.option(
+    "--seeds", type=click.IntRange(1), help="Train with the seeds 0 to N-1, each into OUT/seed-K.", metavar="N"
+)
+@click.option("--epochs", type=click.IntRange(1), help="In place of the recipe's number; one-cycle spans them.")
+@click.option(
+    "--set",
+    "settings",
+    multiple=True,
+    metavar="KEY=VALUE",
+    help="Change a field of the recipe, such as hidden_size=128; may be repeated.",
+)
+@click.option("--data", type=click.Path(exists=True, dir_okay=False), help="The text file to read.")
+@click.option("--level", type=click.Choice(get_args(Level)), help="What a token of a text file is.")
+@click.option("--encoding", help="Of the text file.")
+@click.option("--lower", is_flag=True, help="Lower-case the text file.")
 @click.option(
     "--out",
     type=click.Path(path_type=Path),
-    help="The run folder, which must be new or empty.  [default: runs/RECIPE-BACKEND-seedSEED]",
+    help="The run folder, which must be new or empty.  [default: runs/RECIPE-BACKEND-seedSEED, with --seeds "
+    "runs/RECIPE-BACKEND-seeds]",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's own choice]")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 def train_command(
-    recipe: str, backend: Backend, seed: int, epochs: int | None, out: Path | None, threads: int | None, quiet: bool
+    recipe: Recipe,
+    backend: Backend,
+    seed: int | None,
+    seeds: int | None,
+    epochs: int | None,
+    settings: tuple[str, ...],
+    data: str | None,
+    level: Level | None,
+    encoding: str | None,
+    lower: bool,
+    out: Path | None,
+    threads: int | None,
+    quiet: bool,
 ) -> None:
-    """Train RECIPE (see `fusedrnn recipes`) and write its run folder."""
+    """Train RECIPE (see `fusedrnn recipes`), or a model on the text FILE, and write its run folder."""
+    if seed is not None and seeds is not None:
+        raise click.UsageError("--seed and --seeds exclude each other")
     if threads is not None:
         torch.set_num_threads(threads)
-    chosen = RECIPES[recipe]
-    if epochs is not None:
-        chosen = dataclasses.replace(chosen, epochs=epochs)
-    folder = RunFolder(out or Path("runs") / f"{recipe}-{backend}-seed{seed}")
-    click.echo(_verdict(train(chosen, folder.path, backend=backend, seed=seed, quiet=quiet), folder))
+    options = {
+        "epochs": epochs,
+        "data": None if data is None else Path(data).resolve(),
+        "level": level,
+        "encoding": encoding,
+        "lower": "true" if lower else None,
+    }
+    given = [f"{key}={value}" for key, value in options.items() if value is not None]
+    recipe = override(recipe, [*given, *settings])
+    if seeds is None:
+        seed = seed or 0
+        folder = RunFolder(out or Path("runs") / f"{recipe.name}-{backend}-seed{seed}")
+        click.echo(_verdict(train(recipe, folder.path, backend=backend, seed=seed, quiet=quiet), recipe, folder))
+        return
+    parent = RunFolder.create(out or Path("runs") / f"{recipe.name}-{backend}-seeds")
+    values = []
+    for seed in range(seeds):
+        folder = RunFolder(parent.path / f"seed-{seed}")
+        summary = train(recipe, folder.path, backend=backend, seed=seed, quiet=quiet)
+        values.append(summary.value)
+        click.echo(_verdict(summary, recipe, folder))
+    click.echo(_spread(recipe, values))
 
 
-def _verdict(summary: Summary, folder: RunFolder) -> str:
+def _verdict(summary: Summary, recipe: Recipe, folder: RunFolder) -> str:
     return (
-        f"{summary.recipe}: {summary.metric} {summary.value:.4f} (target {summary.target:g}) after {summary.epochs} "
-        f"epochs in {summary.seconds:.1f} s, {summary.tokens_per_second:,.0f} tokens/s; "
+        f"{summary.recipe}: {summary.metric} {summary.value:.4f}{_against(recipe, summary.value)} after "
+        f"{summary.epochs} epochs in {summary.seconds:.1f} s, {summary.tokens_per_second:,.0f} tokens/s; "
         f"run folder {folder.path}, plot {folder.curves}"
     )
 
 
+def _spread(recipe: Recipe, values: list[float]) -> str:
+    mean = statistics.fmean(values)
+    deviation = f", standard deviation {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+    return (
+        f"{recipe.name}: {recipe.metric} {mean:.4f}{_against(recipe, mean)}, the mean of the seeds 0 to "
+        f"{len(values) - 1} ({min(values):.4f} to {max(values):.4f}{deviation})"
+    )
+
+
+def _against(recipe: Recipe, value: float) -> str:
+    """What the recipe's figure, if it has one, says about a value."""
+    if recipe.target is None:
+        return ""
+    return f" (target {_bound(recipe)}: {'reached' if recipe.reached(value) else 'missed'})"
+
+
 @commands.command("generate")
 @click.argument("run", type=click.Path(path_type=Path))
-@click.option("--prompt", required=True, help="Text to continue: words separated by blanks.")
+@click.option("--prompt", required=True, help="Text to continue, cut into tokens as the training text was.")
 @click.option("--length", type=click.IntRange(0), default=50, show_default=True, help="Tokens to write.")
 @click.option(
     "--temperature",
     type=click.FloatRange(0),
     default=1.0,
     show_default=True,
-    help="Below 1 likely words become likelier; 0 always takes the most likely one.",
+    help="Below 1 likely tokens become likelier; 0 always takes the most likely one.",
 )
-@click.option("--top-k", type=click.IntRange(1), help="Draw among the K most likely words only.")
+@click.option("--top-k", type=click.IntRange(1), help="Draw among the K most likely tokens only.")
 @click.option("--seed", type=_SEED, help="Makes the draws repeatable.")
 def generate_command(
     run: Path, prompt: str, length: int, temperature: float, top_k: int | None, seed: int | None
 ) -> None:
     """Continue a prompt with the model of the run folder RUN."""
-    words = prompt.split()
-    if not words:
-        raise click.BadParameter("it is empty: give at least one word", param_hint="--prompt")
     checkpoint = RunFolder(run).load_checkpoint()
+    start = checkpoint.recipe.split_prompt(prompt)
+    if not start:
+        raise click.BadParameter(f"it is empty: give at least one {checkpoint.recipe.level}", param_hint="--prompt")
     tokens = generate(
-        checkpoint.model, checkpoint.vocabulary, words, length, temperature=temperature, top_k=top_k, seed=seed
+        checkpoint.model, checkpoint.vocabulary, start, length, temperature=temperature, top_k=top_k, seed=seed
     )
-    click.echo(" ".join(words), nl=False)
-    for token in tokens:
-        click.echo(f" {token}", nl=False)
+    for piece in join_tokens(chain(start, tokens), checkpoint.recipe.level):
+        click.echo(piece, nl=False)
     click.echo()

@@ -130,12 +130,14 @@ def make_corpus(
     batch_size: int,
     train_fraction: float = 0.8,
     *,
+    train_tokens: int | None = None,
     stateful: bool = True,
     predict: Predict = "every",
 ) -> Corpus:
     """Cuts a text into sequences, of which the first ``train_fraction`` train and the others validate.
 
     Args:
+        train_tokens: the text is split after so many tokens instead, and each part cut by itself.
         stateful: order the sequences as :func:`group_chunks` does, so that a state can be carried. Otherwise each
             batch holds sequences that follow one another; those that do not fill a last batch validate, but do not
             train.
@@ -145,29 +147,29 @@ def make_corpus(
         ValueError: one of the two parts does not fill a batch.
     """
     vocabulary = Vocabulary(tokens)
-    sequences, targets = cut_sequences(vocabulary.encode(tokens), sequence_length)
-    if predict == "last":
-        targets = targets[:, -1:]
-    cut = int(len(sequences) * train_fraction)
-    train, valid = (slice(cut), slice(cut, None))
-    if stateful:
-        parts = [
-            list(zip(group_chunks(sequences[part], batch_size), group_chunks(targets[part], batch_size), strict=True))
-            for part in (train, valid)
-        ]
+    indices = vocabulary.encode(tokens)
+    if train_tokens is None:
+        sequences, targets = cut_sequences(indices, sequence_length)
+        cut = int(len(sequences) * train_fraction)
+        train, valid = (sequences[:cut], targets[:cut]), (sequences[cut:], targets[cut:])
     else:
-        parts = [
-            _consecutive(sequences[train], targets[train], batch_size, keep_rest=False),
-            _consecutive(sequences[valid], targets[valid], batch_size, keep_rest=True),
-        ]
-    return Corpus(vocabulary, *parts)
+        train, valid = (cut_sequences(part, sequence_length) for part in indices.tensor_split([train_tokens]))
+    if predict == "last":
+        train, valid = ((sequences, targets[:, -1:]) for sequences, targets in (train, valid))
+    if not stateful:
+        full = _consecutive(*train, batch_size)[: len(train[0]) // batch_size]
+        return Corpus(vocabulary, full, _consecutive(*valid, batch_size))
+    return Corpus(vocabulary, _contiguous(*train, batch_size), _contiguous(*valid, batch_size))
 
 
-def _consecutive(sequences: Tensor, targets: Tensor, batch_size: int, keep_rest: bool) -> list[Batch]:
-    """Batches of sequences in the order of the text."""
+def _contiguous(sequences: Tensor, targets: Tensor, batch_size: int) -> list[Batch]:
+    return list(zip(group_chunks(sequences, batch_size), group_chunks(targets, batch_size), strict=True))
+
+
+def _consecutive(sequences: Tensor, targets: Tensor, batch_size: int) -> list[Batch]:
+    """Batches in the order of the text; the last one may be smaller."""
     _require_batch(len(sequences), batch_size)
-    batches = list(zip(sequences.split(batch_size), targets.split(batch_size), strict=True))
-    return batches if keep_rest else batches[: len(sequences) // batch_size]
+    return list(zip(sequences.split(batch_size), targets.split(batch_size), strict=True))
 
 
 def _require_batch(sequences: int, batch_size: int) -> None:

@@ -17,3 +17,11 @@ class RunFolderError(LanguageModelError):
 
 class DivergedError(LanguageModelError, ArithmeticError):
     """The loss is no longer a finite number."""
+
+
+class DataError(LanguageModelError, ValueError):
+    """A text cannot be found, read, or cut into batches."""
+
+
+class RecipeError(LanguageModelError, ValueError):
+    """A recipe's field has a value that it cannot have."""

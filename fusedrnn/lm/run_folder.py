@@ -106,8 +106,8 @@ class RunFolder:
             raise RunFolderError(f"{self.checkpoint} is damaged, or no checkpoint of this program") from error
         return Checkpoint(model.eval(), vocabulary, recipe)
 
-    def plot(self, history: Sequence[Mapping[str, float]], metric: str, target: float) -> None:
-        """Draws curves.png: the two losses, and the metric with its target, against the epoch."""
+    def plot(self, history: Sequence[Mapping[str, float]], metric: str, target: float | None) -> None:
+        """Draws curves.png: the two losses, and the metric with its target if any, against the epoch."""
         # Here, so that the package is of use without the extra [lm]. A Figure of its own needs no display.
         from matplotlib.figure import Figure
 
@@ -117,7 +117,8 @@ class RunFolder:
         for name, label in (("train_loss", "training"), ("valid_loss", "validation")):
             losses.plot(epochs, [metrics[name] for metrics in history], marker=".", label=label)
         metrics_axes.plot(epochs, [metrics[metric] for metrics in history], marker=".", label="validation")
-        metrics_axes.axhline(target, color="gray", linestyle="--", label=f"target {target:g}")
+        if target is not None:
+            metrics_axes.axhline(target, color="gray", linestyle="--", label=f"target {target:g}")
         for axes, label in ((losses, "cross-entropy (nats)"), (metrics_axes, metric)):
             axes.set(xlabel="epoch", ylabel=label)
             axes.xaxis.get_major_locator().set_params(integer=True)

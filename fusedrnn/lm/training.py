@@ -11,7 +11,7 @@ from pathlib import Path
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
+from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 import fusedrnn
 
@@ -42,7 +42,7 @@ class Summary:
     recipe: str
     metric: str
     value: float  # in the last epoch
-    target: float
+    target: float | None
     seconds: float  # of all epochs
     tokens_per_second: float  # of training alone
     backend: str
@@ -68,6 +68,23 @@ def one_cycle(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> O
     )
 
 
+def stepwise(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> LambdaLR:
+    """The schedule of constant rates that :class:`Recipe` describes, given the optimizer steps of an epoch."""
+
+    def factor(step: int) -> float:
+        rates = [recipe.learning_rate, *(rate for epoch, rate in recipe.rates if step >= epoch * epoch_steps)]
+        return rates[-1] / recipe.learning_rate
+
+    return LambdaLR(optimizer, factor)
+
+
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> LRScheduler:
+    """The recipe's schedule, which is told of every optimizer step."""
+    if recipe.schedule == "stepwise":
+        return stepwise(optimizer, recipe, epoch_steps)
+    return one_cycle(optimizer, recipe, recipe.epochs * epoch_steps)
+
+
 class Trainer:
     """Trains a model on a corpus, as a recipe says.
 
@@ -91,7 +108,7 @@ class Trainer:
             weight_decay=recipe.weight_decay,
             fused=True,
         )
-        self.schedule = one_cycle(self.optimizer, recipe, recipe.epochs * len(corpus.train))
+        self.schedule = make_schedule(self.optimizer, recipe, len(corpus.train))
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """Trains on one batch, which continues the last one where the recipe is stateful.
@@ -235,8 +252,9 @@ def train(
     Raises:
         RunFolderError: ``out`` holds something already.
         DivergedError: the loss is no longer finite. The folder keeps what the epochs before have written.
-        ValueError: the recipe or the backend is not valid.
-        OSError: something could not be written.
+        DataError: the data cannot be found or read, or fill no batch.
+        RecipeError: the recipe's model or the backend is not valid.
+        OSError: something could not be read or written.
     """
     torch.manual_seed(seed)
     corpus = recipe.make_corpus()

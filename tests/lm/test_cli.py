@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import statistics
 import subprocess
 import sys
 from pathlib import Path
@@ -9,7 +10,7 @@ import pytest
 import torch
 from click.testing import CliRunner, Result
 
-from fusedrnn.lm import RECIPES, LanguageModelError, cli
+from fusedrnn.lm import RECIPES, LanguageModelError, RunFolder, cli
 from fusedrnn.lm.commands import commands
 
 
@@ -22,6 +23,8 @@ def test_recipes_names_target_figure_and_source_of_each() -> None:
     for recipe in RECIPES.values():
         for text in (recipe.name, f"{recipe.target:g}", recipe.measured, recipe.source):
             assert text and text in output
+    assert "hn-gru: accuracy, target at least 0.95\n" in output
+    assert "nietzsche-rnn: valid_loss, target at most 1.473\n" in output
 
 
 def test_train_puts_the_metric_beside_its_target_and_says_where_the_run_is(tmp_path: Path) -> None:
@@ -31,7 +34,7 @@ def test_train_puts_the_metric_beside_its_target_and_says_where_the_run_is(tmp_p
     summary = json.loads((folder / "summary.json").read_text())
     assert (summary["backend"], summary["seed"], summary["epochs"], summary["threads"]) == ("nn", 4, 1, 1)
     last_line = result.output.splitlines()[-1]
-    assert f"accuracy {summary['value']:.4f} (target 0.95)" in last_line
+    assert f"accuracy {summary['value']:.4f} (target at least 0.95: missed)" in last_line
     assert f"run folder {folder}, plot {folder / 'curves.png'}" in last_line
 
 
@@ -50,6 +53,78 @@ def test_the_default_folder_is_named_after_recipe_backend_and_seed(
     monkeypatch.chdir(tmp_path)
     assert invoke("train", "hn-gru", "--epochs", 1, "--seed", 2).exit_code == 0
     assert (tmp_path / "runs/hn-gru-fused-seed2/summary.json").is_file()
+
+
+SMALL = ("--epochs", 1, "--set", "hidden_size=8", "--set", "embedding_size=8", "--set", "num_layers=1", "--quiet")
+
+
+def test_settings_change_the_recipe_that_is_saved(tmp_path: Path) -> None:
+    folder = tmp_path / "run"
+    result = invoke("train", "hn-gru", *SMALL, "--set", "metric=valid_loss", "--set", "target=9", "--out", folder)
+    assert result.exit_code == 0
+    recipe = RunFolder(folder).load_checkpoint().recipe
+    assert (recipe.hidden_size, recipe.embedding_size, recipe.num_layers, recipe.epochs) == (8, 8, 1, 1)
+    assert f"valid_loss {json.loads((folder / 'summary.json').read_text())['value']:.4f}" in result.output
+    assert "(target at most 9: reached)" in result.output
+
+
+def test_several_seeds_get_a_folder_each_and_mean_and_spread(tmp_path: Path) -> None:
+    result = invoke("train", "hn-gru", *SMALL, "--seeds", 3, "--out", tmp_path / "runs")
+    assert result.exit_code == 0
+    summaries = [json.loads((tmp_path / f"runs/seed-{k}/summary.json").read_text()) for k in range(3)]
+    assert [summary["seed"] for summary in summaries] == [0, 1, 2]
+    values = [summary["value"] for summary in summaries]
+    assert len(set(values)) == 3
+    assert result.output.splitlines()[-1] == (
+        f"hn-gru: accuracy {statistics.mean(values):.4f} (target at least 0.95: missed), the mean of the seeds 0 to 2 "
+        f"({min(values):.4f} to {max(values):.4f}, standard deviation {statistics.stdev(values):.4f})"
+    )
+    alone = invoke("train", "hn-gru", *SMALL, "--seed", 2, "--out", tmp_path / "alone")
+    assert f"accuracy {values[2]:.4f} " in alone.output
+    again = invoke("train", "hn-gru", *SMALL, "--seeds", 3, "--out", tmp_path / "runs")
+    assert (again.exit_code, "exists already" in again.output) == (1, True)
+
+
+@pytest.fixture
+def text_file(tmp_path: Path) -> Path:
+    path = tmp_path / "songs.txt"
+    path.write_bytes("\n".join(f"Zehn M\u00e4nner sangen {n} Lieder" for n in range(400)).encode("latin-1"))
+    return path
+
+
+def test_a_text_of_ones_own_is_trained_on_and_continued(
+    text_file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    options = (*SMALL, "--set", "sequence_length=8", "--set", "batch_size=16", "--encoding", "latin-1")
+    result = invoke("train", "songs.txt", *options)
+    assert result.exit_code == 0
+    assert result.output.startswith("songs: valid_loss ")
+    assert "target" not in result.output
+    folder = tmp_path / "runs/songs-fused-seed0"
+    recipe = RunFolder(folder).load_checkpoint().recipe
+    assert (recipe.data, recipe.level, recipe.lower) == (str(text_file), "char", False)
+    written = invoke("generate", folder, "--prompt", "Zehn M\u00e4", "--length", 5, "--seed", 0).output
+    assert written.startswith("Zehn M\u00e4")
+    assert len(written.replace("<unk>", "?")) == len("Zehn M\u00e4") + 5 + 1
+    unknown = invoke("generate", folder, "--prompt", "Zehn %")
+    assert (unknown.exit_code, "'%'" in unknown.output) == (1, True)
+
+
+def test_words_of_a_lower_cased_text(text_file: Path, tmp_path: Path) -> None:
+    options = (*SMALL, "--set", "sequence_length=4", "--set", "batch_size=4", "--encoding", "latin-1")
+    folder = tmp_path / "run"
+    assert invoke("train", text_file, *options, "--level", "word", "--lower", "--out", folder).exit_code == 0
+    checkpoint = RunFolder(folder).load_checkpoint()
+    assert checkpoint.vocabulary.tokens == ("zehn", "m\u00e4nner", "sangen", "<unk>", "lieder", "\n")
+    written = invoke("generate", folder, "--prompt", "Zehn M\u00e4nner", "--length", 3, "--temperature", 0).output
+    assert written.startswith("zehn m\u00e4nner ")
+
+
+def test_a_recipe_reads_the_text_that_it_is_given(text_file: Path, tmp_path: Path) -> None:
+    result = invoke("train", "nietzsche-gru", *SMALL, "--data", text_file, "--out", tmp_path / "run")
+    assert result.exit_code == 0
+    assert RunFolder(tmp_path / "run").load_checkpoint().recipe.data == str(text_file)
 
 
 def test_generate_continues_the_prompt_repeatably(run_folder: Path) -> None:
@@ -84,8 +159,16 @@ def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
         (("generate", "{run}", "--prompt", "one fish"), 1, "'fish'"),
         (("generate", "{run}/nowhere", "--prompt", "one"), 1, "is not a run folder"),
         (("generate", "{run}", "--prompt", "  "), 2, "empty: give at least one word"),
+        (("train", "hn-gru", "--seed", "1", "--seeds", "2"), 2, "--seed and --seeds exclude each other"),
+        (("train", "hn-gru", "--set", "hiden_size=3"), 1, "no field 'hiden_size': expected one of ar, batch_size,"),
+        (("train", "hn-gru", "--set", "epochs=1", "--epochs", "2"), 1, "epochs is set twice"),
+        (("train", "hn-gru", "--set", "tied=true", "--set", "hidden_size=3"), 1, "embedding_size and hidden_size must"),
+        (("train", "hn-gru", "--level", "char"), 1, "level: the data human-numbers has no use for it"),
+        (("train", "hn-gru", "--data", "{run}/none.txt"), 2, "none.txt' does not exist"),
+        (("train", "{run}/curves.png"), 1, "curves.png is not utf-8: byte 0x89 at offset 0 does not fit"),
+        (("train", "{run}/metrics.jsonl", "--set", "batch_size=9999"), 1, "too short"),
         (("train", "hn-gru", "--out", "/proc/run"), 1, "/proc/run"),
-        (("train", "hn-gpt"), 2, "'hn-gpt' is not"),
+        (("train", "hn-gpt"), 2, "'hn-gpt' is not a recipe (hn-literal, hn-loop"),
         (("train", "hn-gru", "--backend", "cudnn"), 2, "'cudnn' is not one of"),
     ],
 )

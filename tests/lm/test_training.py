@@ -146,6 +146,81 @@ def test_one_cycle_rises_to_the_peak_and_falls_to_the_end(small_recipe: Recipe) 
     assert (momenta[0], momenta[24], momenta[-1]) == pytest.approx((0.9, 0.8, 0.9))
 
 
+def test_the_stepwise_schedule_changes_the_rate_after_whole_epochs_and_keeps_the_momentum(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    recipe = dataclasses.replace(
+        small_recipe,
+        epochs=4,
+        schedule="stepwise",
+        learning_rate=1e-3,
+        rates=((1, 1e-4), (3, 1e-2)),
+        momentum=(0.9, 0.9),
+    )
+    run = trainer(recipe, small_corpus)
+    steps = len(small_corpus.train)
+    rates, momenta = [], set()
+    for _ in range(4):
+        for batch in small_corpus.train:
+            rates.append(run.optimizer.param_groups[0]["lr"])
+            momenta.add(run.optimizer.param_groups[0]["betas"][0])
+            run.step(*batch)
+    assert rates == pytest.approx([1e-3] * steps + [1e-4] * 2 * steps + [1e-2] * steps, rel=1e-12)
+    assert momenta == {0.9}
+
+
+def test_a_stepwise_schedule_without_decay_is_plain_adam(small_recipe: Recipe, small_corpus: Corpus) -> None:
+    recipe = dataclasses.replace(
+        small_recipe,
+        dropout=0.0,
+        ar=0.0,
+        tar=0.0,
+        schedule="stepwise",
+        momentum=(0.9, 0.9),
+        beta2=0.999,
+        weight_decay=0.0,
+    )
+    run, plain = trainer(recipe, small_corpus), trainer(recipe, small_corpus).model
+    optimizer = torch.optim.Adam(plain.parameters(), lr=recipe.learning_rate)
+    for inputs, targets in small_corpus.train[:5]:
+        loss = F.cross_entropy(plain(inputs).logits.flatten(0, 1), targets.flatten())
+        optimizer.zero_grad()
+        loss.backward()
+        optimizer.step()
+        plain.detach()
+        assert run.step(inputs, targets) == pytest.approx(loss.item(), rel=1e-9)
+
+
+@pytest.mark.parametrize("name", ["nietzsche-rnn", "nietzsche-rnn-cell", "nietzsche-gru"])
+def test_a_recipe_of_characters_trains_on_a_text_of_its_own(name: str, tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_bytes("\n".join(f"{n} M\u00e4nner sangen {n % 7} Lieder" for n in range(1500)).encode("latin-1"))
+    recipe = dataclasses.replace(RECIPES[name], data=str(path), epochs=2, rates=((1, 1e-4),))
+    summary = train(recipe, tmp_path / "run", quiet=True)
+    lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
+    assert (summary.metric, summary.value) == ("valid_loss", lines[-1]["valid_loss"])
+    assert summary.value < lines[0]["train_loss"]
+
+
+def test_looping_the_cell_gives_the_losses_of_the_layer(tmp_path: Path) -> None:
+    path = tmp_path / "numbers.txt"
+    path.write_text("\n".join(f"{n} of {n + 1}" for n in range(2000)))
+    losses = {}
+    for name in ("nietzsche-rnn", "nietzsche-rnn-cell"):
+        recipe = dataclasses.replace(RECIPES[name], data=str(path))
+        corpus = recipe.make_corpus()
+        for backend in ("fused", "nn"):
+            run = trainer(recipe, corpus, backend=backend)
+            losses[name, backend] = [run.step(*batch) for batch in corpus.train[:12]]
+    first = losses["nietzsche-rnn", "nn"]
+    assert len(set(first)) == 12
+    for others in losses.values():
+        assert others == pytest.approx(first, rel=1e-9)
+    ours, theirs = RECIPES["nietzsche-rnn"], RECIPES["nietzsche-rnn-cell"]
+    texts = {name: getattr(theirs, name) for name in ("name", "source", "measured", "unroll")}
+    assert dataclasses.replace(ours, **texts) == theirs
+
+
 @pytest.mark.parametrize("clip", [None, 1e-3])
 def test_the_gradient_is_clipped_where_the_recipe_says_so(
     clip: float | None, small_recipe: Recipe, small_corpus: Corpus
