@@ -34,7 +34,8 @@ class Recipe:
             lower-cased, and how often a token must occur so as not to be "<unk>".
         sequence_length: tokens that a batch holds of each row, which is also how far gradients flow back.
         batch_size: rows. Where the recipe is stateful, each reads a stretch of the text of its own.
-        stateful: carry the state from batch to batch. Otherwise every sequence starts from zeros.
+        stateful: carry the state from batch to batch. Otherwise every sequence starts from zeros; generation carries
+            the state all the same.
         predict: the next token is predicted after "every" token of a sequence, or after its "last" one alone.
         cell, embedding_size, hidden_size, num_layers, dropout, tied, recurrent_init, shared_matrix, unroll: of
             :class:`~fusedrnn.lm.model.LanguageModel`.
