@@ -6,15 +6,24 @@ Training and the command line use the libraries of the extra ``[lm]``; the rest 
 from __future__ import annotations
 
 from .data import Batch, Corpus, Vocabulary, cut_sequences, group_chunks, human_numbers, make_corpus
-from .errors import DataError, DivergedError, LanguageModelError, RecipeError, RunFolderError, UnknownTokenError
+from .errors import (
+    DataError,
+    DivergedError,
+    LanguageModelError,
+    RecipeError,
+    ResumeWarning,
+    RunFolderError,
+    StateError,
+    UnknownTokenError,
+)
 from .generation import generate
 from .model import LanguageModel, Output
 from .recipe import Recipe
 from .recipes import RECIPES, TEXT
 from .regularization import activation_regularization, temporal_activation_regularization
-from .run_folder import Checkpoint, RunFolder
+from .run_folder import Checkpoint, RunFolder, Settings
 from .settings import override
-from .training import EpochMetrics, Summary, Trainer, train
+from .training import EpochMetrics, Summary, Trainer, resume, train
 
 __all__ = [
     "RECIPES",
@@ -30,8 +39,11 @@ __all__ = [
     "Output",
     "Recipe",
     "RecipeError",
+    "ResumeWarning",
     "RunFolder",
     "RunFolderError",
+    "Settings",
+    "StateError",
     "Summary",
     "Trainer",
     "UnknownTokenError",
@@ -43,6 +55,7 @@ __all__ = [
     "human_numbers",
     "make_corpus",
     "override",
+    "resume",
     "temporal_activation_regularization",
     "train",
 ]

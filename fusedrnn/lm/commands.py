@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import dataclasses
 import statistics
+import warnings
+from functools import partial
 from itertools import chain
 from pathlib import Path
 from typing import Any, get_args
@@ -14,7 +16,7 @@ import torch
 import fusedrnn
 
 from ..bench.command import bench
-from .errors import LanguageModelError
+from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
 from .model import Backend
 from .recipe import Recipe
@@ -22,7 +24,7 @@ from .recipes import RECIPES, TEXT
 from .run_folder import RunFolder
 from .settings import override
 from .text import Level, join_tokens
-from .training import Summary, train
+from .training import Summary, resume, train
 
 _SEED = click.IntRange(0, 2**63 - 1)
 
@@ -75,7 +77,7 @@ class _RecipeOrText(click.ParamType):
 
 
 @commands.command("train")
-@click.argument("recipe", type=_RecipeOrText(), metavar="RECIPE|FILE")
+@click.argument("recipe", type=_RecipeOrText(), metavar="RECIPE|FILE", required=False)
 @click.option("--backend", type=click.Choice(get_args(Backend)), default="fused", show_default=True)
 @click.option("--seed", type=_SEED, help="[default: 0]")
 @click.option(
@@ -101,8 +103,23 @@ class _RecipeOrText(click.ParamType):
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's own choice]")
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option(
+    "--checkpoint-every",
+    type=click.IntRange(1),
+    metavar="STEPS",
+    help="Write a checkpoint after so many steps too.  [default: only before the first and after each epoch]",
+)
+@click.option(
+    "--resume",
+    "resumed",
+    type=click.Path(path_type=Path),
+    metavar="RUN",
+    help="Go on with the run in this folder, as it was started, from its last checkpoint; in place of RECIPE.",
+)
+@click.pass_context
 def train_command(
-    recipe: Recipe,
+    context: click.Context,
+    recipe: Recipe | None,
     backend: Backend,
     seed: int | None,
     seeds: int | None,
@@ -115,8 +132,17 @@ def train_command(
     out: Path | None,
     threads: int | None,
     quiet: bool,
+    checkpoint_every: int | None,
+    resumed: Path | None,
 ) -> None:
-    """Train RECIPE (see `fusedrnn recipes`), or a model on the text FILE, and write its run folder."""
+    """Train RECIPE (see `fusedrnn recipes`), or a model on the text FILE, and write its run folder; or go on with a run
+    that was stopped."""
+    if resumed is not None:
+        _refuse_all_but(context, "resumed", "threads", "quiet", "checkpoint_every")
+        _resume(RunFolder(resumed), threads=threads, quiet=quiet, checkpoint_every=checkpoint_every)
+        return
+    if recipe is None:
+        raise click.UsageError("name a RECIPE or a text FILE, or a run to go on with (--resume)")
     if seed is not None and seeds is not None:
         raise click.UsageError("--seed and --seeds exclude each other")
     if threads is not None:
@@ -130,19 +156,50 @@ def train_command(
     }
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     recipe = override(recipe, [*given, *settings])
+    run = partial(train, recipe, backend=backend, quiet=quiet, checkpoint_every=checkpoint_every)
     if seeds is None:
         seed = seed or 0
         folder = RunFolder(out or Path("runs") / f"{recipe.name}-{backend}-seed{seed}")
-        click.echo(_verdict(train(recipe, folder.path, backend=backend, seed=seed, quiet=quiet), recipe, folder))
+        click.echo(_verdict(run(folder.path, seed=seed), recipe, folder))
         return
     parent = RunFolder.create(out or Path("runs") / f"{recipe.name}-{backend}-seeds")
     values = []
     for seed in range(seeds):
         folder = RunFolder(parent.path / f"seed-{seed}")
-        summary = train(recipe, folder.path, backend=backend, seed=seed, quiet=quiet)
+        summary = run(folder.path, seed=seed)
         values.append(summary.value)
         click.echo(_verdict(summary, recipe, folder))
     click.echo(_spread(recipe, values))
+
+
+def _resume(folder: RunFolder, **options: Any) -> None:
+    with warnings.catch_warnings():
+        _print_warnings_of_resume()
+        summary = resume(folder.path, **options)
+    click.echo(_verdict(summary, folder.load_checkpoint().recipe, folder))
+
+
+def _refuse_all_but(context: click.Context, *names: str) -> None:
+    """What a run was started with holds to its end: an option that would be ignored is refused."""
+    for parameter in context.command.params:
+        assert parameter.name is not None
+        given = context.get_parameter_source(parameter.name) == click.core.ParameterSource.COMMANDLINE
+        if given and parameter.name not in names:
+            shown = parameter.opts[0] if isinstance(parameter, click.Option) else parameter.name.upper()
+            raise click.UsageError(f"--resume goes on with a run as it was started: leave out {shown}")
+
+
+def _print_warnings_of_resume() -> None:
+    others = warnings.showwarning
+
+    def show(message: Warning | str, category: type[Warning], *rest: Any, **more: Any) -> None:
+        if issubclass(category, ResumeWarning):
+            click.echo(str(message), err=True)
+        else:
+            others(message, category, *rest, **more)
+
+    warnings.simplefilter("always", ResumeWarning)
+    warnings.showwarning = show
 
 
 def _verdict(summary: Summary, recipe: Recipe, folder: RunFolder) -> str:

@@ -11,6 +11,10 @@ class UnknownTokenError(LanguageModelError, ValueError):
     """A text holds tokens that the vocabulary lacks."""
 
 
+class StateError(LanguageModelError, ValueError):
+    """A saved state does not belong to the trainer that should load it."""
+
+
 class RunFolderError(LanguageModelError):
     """A run folder cannot be written, or what is in it cannot be read."""
 
@@ -25,3 +29,7 @@ class DataError(LanguageModelError, ValueError):
 
 class RecipeError(LanguageModelError, ValueError):
     """A recipe's field has a value that it cannot have."""
+
+
+class ResumeWarning(UserWarning):
+    """What to know of a run that was resumed. The command line prints it as a sentence."""

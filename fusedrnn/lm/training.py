@@ -2,25 +2,33 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
-from collections.abc import Callable, Iterator
+import warnings
+from collections.abc import Callable, Iterator, Mapping
 from dataclasses import asdict, dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
-import fusedrnn
-
 from .data import Corpus
-from .errors import DivergedError
+from .errors import DivergedError, ResumeWarning, RunFolderError, StateError
 from .model import Backend, LanguageModel, Output, evaluating
 from .recipes import Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
-from .run_folder import RunFolder
+from .run_folder import RunFolder, Settings
+
+_PROSE = ("source", "measured", "target")  # fields of a recipe that training does not read
+_STATE = (
+    *("recipe", "vocabulary", "text", "model", "optimizer", "schedule", "hidden", "generators"),
+    *("steps", "position", "loss_sum", "seconds", "history"),
+)
 
 
 @dataclass(frozen=True)
@@ -31,7 +39,7 @@ class EpochMetrics:
     train_loss: float  # mean cross-entropy in nats, dropout on, penalties left out
     valid_loss: float  # the same over the validation part, dropout off
     accuracy: float  # of the most likely token, over the validation part
-    seconds: float  # training and validation
+    seconds: float  # training and validation, also before the run was resumed; steps done again count once
     tokens_per_second: float  # of training alone
 
 
@@ -93,6 +101,11 @@ class Trainer:
         corpus: batches, contiguous where the recipe is stateful (see :func:`~fusedrnn.lm.data.make_corpus`), on the
             model's device.
         recipe: optimizer, schedule and penalties are taken from it.
+
+    Attributes:
+        steps: how often the optimizer has stepped.
+        position: batches of the training part that the current epoch has read.
+        history: of the epochs that are over, by :meth:`epochs`.
     """
 
     def __init__(self, model: LanguageModel, corpus: Corpus, recipe: Recipe) -> None:
@@ -100,6 +113,10 @@ class Trainer:
         self.corpus = corpus
         self.recipe = recipe
         self.steps = 0
+        self.position = 0
+        self.history: list[EpochMetrics] = []
+        self._loss_sum = 0.0  # of the batches that the current epoch has read
+        self._seconds = 0.0  # that their training took
         self.optimizer = torch.optim.AdamW(
             model.parameters(),
             lr=recipe.learning_rate,
@@ -148,26 +165,33 @@ class Trainer:
         return self.model(inputs)
 
     def train_epoch(self, on_step: Callable[[int, float], None] | None = None) -> float:
-        """Reads the training part once, from a zero state.
+        """Reads the training part once, from a zero state; or its rest, where an epoch was begun before.
 
         Args:
-            on_step: called after each batch with its number of tokens and its loss.
+            on_step: called after each batch with its number of tokens and its loss; may call :meth:`state_dict`.
 
         Returns:
-            the mean of the batches' losses.
+            the mean of the losses of all batches.
 
         Raises:
             DivergedError: see :meth:`step`.
         """
         self.model.train()
-        self.model.reset()
-        total = 0.0
-        for inputs, targets in self.corpus.train:
+        if self.position == 0:
+            self.model.reset()
+            self._loss_sum = self._seconds = 0.0
+        batches = self.corpus.train
+        while self.position < len(batches):
+            start = time.perf_counter()
+            inputs, targets = batches[self.position]
             loss = self.step(inputs, targets)
-            total += loss
+            self.position += 1
+            self._loss_sum += loss
+            self._seconds += time.perf_counter() - start
             if on_step:
                 on_step(inputs.numel(), loss)
-        return total / len(self.corpus.train)
+        self.position = 0
+        return self._loss_sum / len(batches)
 
     def validate(self) -> tuple[float, float]:
         """Reads the validation part once, from a zero state.
@@ -191,24 +215,132 @@ class Trainer:
         return loss / tokens, hits / tokens
 
     def epochs(self, on_step: Callable[[int, float], None] | None = None) -> Iterator[EpochMetrics]:
-        """Trains and validates, epoch by epoch.
+        """Trains and validates, epoch by epoch, from where the trainer is to the recipe's last epoch.
 
         Raises:
             DivergedError: see :meth:`step`.
         """
         tokens = sum(inputs.numel() for inputs, _ in self.corpus.train)
-        for epoch in range(1, self.recipe.epochs + 1):
-            start = time.perf_counter()
+        while len(self.history) < self.recipe.epochs:
             train_loss = self.train_epoch(on_step)
-            trained = time.perf_counter()
+            start = time.perf_counter()
             valid_loss, accuracy = self.validate()
-            seconds = time.perf_counter() - start
-            yield EpochMetrics(epoch, train_loss, valid_loss, accuracy, seconds, tokens / (trained - start))
+            seconds = self._seconds + time.perf_counter() - start
+            epoch = len(self.history) + 1
+            self.history.append(EpochMetrics(epoch, train_loss, valid_loss, accuracy, seconds, tokens / self._seconds))
+            yield self.history[-1]
+
+    def state_dict(self) -> dict[str, Any]:
+        """All that decides how the training goes on, in plain values and tensors, which are not copied.
+
+        Between two steps or epochs, that is in ``on_step`` or in the body of a loop over :meth:`epochs`, it is
+        complete: a trainer that loads it ends with the same bits as this one. Its keys:
+
+        - ``recipe``: a dict of its fields; ``vocabulary``: the tokens; ``text``: :meth:`Corpus.digest`. They are
+          there to be compared.
+        - ``model``, ``optimizer``, ``schedule``: their own state_dicts.
+        - ``hidden``: the model's carried state, a list of tensors, or None.
+        - ``generators``: states of torch's global generators, by device: the CPU's, and that of the model's device.
+        - ``steps``, ``position``: as the attributes of these names.
+        - ``loss_sum``, ``seconds``: of the batches that the current epoch has read.
+        - ``history``: for each epoch that is over, a dict of :class:`EpochMetrics`.
+        """
+        return {
+            "recipe": asdict(self.recipe),
+            "vocabulary": list(self.corpus.vocabulary.tokens),
+            "text": self._text,
+            "model": self.model.state_dict(),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict(),
+            "hidden": None if self.model.state is None else list(self.model.state),
+            "generators": {str(generator.device): generator.get_state() for generator in self._generators()},
+            "steps": self.steps,
+            "position": self.position,
+            "loss_sum": self._loss_sum,
+            "seconds": self._seconds,
+            "history": [asdict(metrics) for metrics in self.history],
+        }
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Goes on from where another trainer was; what is loaded is copied.
+
+        The backend may be another one: it computes the same, but for the last bits. A device whose generator the state
+        lacks keeps the generator that it has.
+
+        Raises:
+            StateError: the state is none, or of another recipe, text or model. The trainer stays as it was.
+        """
+        self._require_match(state)
+        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        self.schedule.load_state_dict(copy.deepcopy(state["schedule"]))
+        self.model.load_state_dict(state["model"])
+        hidden, device = state["hidden"], next(self.model.parameters()).device
+        self.model.state = None if hidden is None else tuple(h.to(device, copy=True) for h in hidden)
+        for generator in self._generators():
+            if str(generator.device) in state["generators"]:
+                generator.set_state(state["generators"][str(generator.device)])
+        self.steps, self.position = state["steps"], state["position"]
+        self._loss_sum, self._seconds = state["loss_sum"], state["seconds"]
+        self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
+
+    def _require_match(self, state: Mapping[str, Any]) -> None:
+        if lacks := [key for key in _STATE if key not in state]:
+            raise StateError(f"no state of a trainer: it lacks {', '.join(lacks)}")
+        mine, given = asdict(self.recipe), state["recipe"]
+        for field in sorted(mine.keys() | given.keys()):
+            there, here = given.get(field), mine.get(field)
+            if field not in _PROSE and there != here:
+                raise StateError(f"the state is of another recipe: {field} is {there!r} there, {here!r} here")
+        if tuple(state["vocabulary"]) != self.corpus.vocabulary.tokens:
+            raise StateError(
+                f"the state's vocabulary of {len(state['vocabulary'])} tokens is not that of the text here, of "
+                f"{len(self.corpus.vocabulary)} tokens"
+            )
+        if state["text"] != self._text:
+            raise StateError("the text here is not the one that the state was trained on, or is cut in another way")
+        mine, given = _kinds(self.model.state_dict()), _kinds(state["model"])
+        for name in sorted(mine.keys() | given.keys()):
+            there, here = given.get(name, "missing"), mine.get(name, "missing")
+            if there != here:
+                raise StateError(f"the state is of another model: {name} is {there} there, {here} here")
+
+    def require_finite_state(self) -> None:
+        """Says whether the state is worth keeping: a loss shows only at the next step what the last one spoiled.
+
+        Raises:
+            DivergedError: a parameter, its statistics in the optimizer or the carried state is not finite.
+        """
+        tensors = [(f"hidden state {index}", h) for index, h in enumerate(self.model.state or ())]
+        for name, parameter in self.model.named_parameters():
+            tensors.append((name, parameter))
+            statistics = self.optimizer.state.get(parameter, {})
+            tensors += [(f"{key} of {name}", torch.as_tensor(value)) for key, value in statistics.items()]
+        for name, tensor in tensors:
+            if not tensor.isfinite().all():
+                raise DivergedError(f"{name} is no longer finite after step {self.steps}: {_REMEDY}")
+
+    @cached_property
+    def _text(self) -> str:
+        return self.corpus.digest()
+
+    def _generators(self) -> list[torch.Generator]:
+        """Torch's global generators, of the CPU and of the model's device."""
+        device = next(self.model.parameters()).device
+        if device.type == "cpu":
+            return [torch.default_generator]
+        return [torch.default_generator, torch.get_device_module(device).default_generators[device.index]]
+
+
+def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
+    return {name: f"{str(t.dtype).removeprefix('torch.')} {list(t.shape)}" for name, t in tensors.items()}
+
+
+_REMEDY = "train with a lower learning rate, or clip the gradient"
 
 
 def _require_finite(loss: float, name: str) -> None:
     if not math.isfinite(loss):
-        raise DivergedError(f"the {name} is {loss}: train with a lower learning rate, or clip the gradient")
+        raise DivergedError(f"the {name} is {loss}: {_REMEDY}")
 
 
 class _Progress:
@@ -217,13 +349,21 @@ class _Progress:
     def __init__(self, trainer: Trainer, quiet: bool) -> None:
         from tqdm import tqdm  # here, so that the package is of use without the extra [lm]
 
-        tokens = sum(inputs.numel() for inputs, _ in trainer.corpus.train) * trainer.recipe.epochs
+        tokens = [inputs.numel() for inputs, _ in trainer.corpus.train]
+        before = sum(tokens) * len(trainer.history) + sum(tokens[: trainer.position])
         # None: tqdm looks whether its output is a terminal.
         self._bar = tqdm(
-            desc=trainer.recipe.name, total=tokens, unit="token", unit_scale=True, disable=True if quiet else None
+            desc=trainer.recipe.name,
+            total=sum(tokens) * trainer.recipe.epochs,
+            initial=before,
+            unit="token",
+            unit_scale=True,
+            disable=True if quiet else None,
         )
         self._metric = trainer.recipe.metric
         self._value = "-"
+        if trainer.history:
+            self.epoch(getattr(trainer.history[-1], self._metric))
 
     def step(self, tokens: int, loss: float) -> None:
         self._bar.set_postfix_str(f"loss {loss:.3f}, {self._metric} {self._value}", refresh=False)
@@ -237,47 +377,140 @@ class _Progress:
 
 
 def train(
-    recipe: Recipe, out: str | Path, *, backend: Backend = "fused", seed: int = 0, quiet: bool = False
+    recipe: Recipe,
+    out: str | Path,
+    *,
+    backend: Backend = "fused",
+    seed: int = 0,
+    quiet: bool = False,
+    checkpoint_every: int | None = None,
 ) -> Summary:
     """Runs a recipe and writes its run folder.
 
-    The folder holds metrics.jsonl (a line per epoch, :class:`EpochMetrics`), checkpoint.pt (the last epoch's),
-    curves.png and, when all is done, summary.json (:class:`Summary`). The same seed, backend, thread count and machine
-    give the same figures. Sets the seed of torch's global generator.
+    The folder holds metrics.jsonl (a line per epoch, :class:`EpochMetrics`), checkpoint.pt (the last good state, from
+    which :func:`resume` goes on), curves.png and, when all is done, summary.json (:class:`Summary`). The same seed,
+    backend, thread count and machine give the same figures. Sets the seed of torch's global generator.
 
     Args:
         out: a folder that does not exist yet, or is empty.
         quiet: draw no progress bar, not even on a terminal.
+        checkpoint_every: write checkpoint.pt after so many steps too, not only before the first and after each epoch.
 
     Raises:
-        RunFolderError: ``out`` holds something already.
-        DivergedError: the loss is no longer finite. The folder keeps what the epochs before have written.
+        RunFolderError: ``out`` holds something already, or a file in it cannot be written.
+        DivergedError: the loss or a parameter is no longer finite. The folder keeps the last good checkpoint.
         DataError: the data cannot be found or read, or fill no batch.
         RecipeError: the recipe's model or the backend is not valid.
-        OSError: something could not be read or written.
+        ValueError: ``checkpoint_every`` is not valid.
+        OSError: the folder cannot be made.
     """
+    _require_steps(checkpoint_every)
     torch.manual_seed(seed)
     corpus = recipe.make_corpus()
-    model = recipe.make_model(len(corpus.vocabulary), backend)
-    trainer = Trainer(model, corpus, recipe)
+    trainer = Trainer(recipe.make_model(len(corpus.vocabulary), backend), corpus, recipe)
     folder = RunFolder.create(out)
-    history: list[EpochMetrics] = []
+    with folder.lock():
+        return _run(trainer, folder, Settings.of_this_process(backend, seed, checkpoint_every), None, quiet)
+
+
+def resume(
+    out: str | Path, *, threads: int | None = None, quiet: bool = False, checkpoint_every: int | None = None
+) -> Summary:
+    """Goes on with the run of a folder, from its last checkpoint to its end.
+
+    On the same machine, with the same versions and number of threads, weights and metrics are, bit for bit, those of a
+    run that was never stopped. Sets torch's number of threads and the state of its global generator.
+
+    Args:
+        threads: None for those that the run had.
+        quiet: as of :func:`train`.
+        checkpoint_every: as of :func:`train`; None for what the run was started with.
+
+    Warns:
+        ResumeWarning: the run is finished, or versions or threads differ.
+
+    Raises:
+        RunFolderError: there is no checkpoint, it cannot be read, the text is no longer the same, another process
+            writes the run, or a file cannot be written. What the folder holds is left alone.
+        DivergedError: see :func:`train`.
+        ValueError: ``checkpoint_every`` is not valid.
+    """
+    _require_steps(checkpoint_every)
+    folder = RunFolder(out)
+    folder.require_checkpoint()
+    with folder.lock():
+        checkpoint = folder.load_checkpoint()
+        recipe, then, state = checkpoint.recipe, checkpoint.settings, checkpoint.state
+        if len(state["history"]) == recipe.epochs and folder.summary.is_file():
+            _warn(f"the run in {folder.path} is finished: all of its {recipe.epochs} epochs are done")
+            return _summarize([EpochMetrics(**metrics) for metrics in state["history"]], recipe, then)
+        torch.set_num_threads(threads or then.threads)
+        now = Settings.of_this_process(then.backend, then.seed, checkpoint_every or then.checkpoint_every)
+        if changed := [f for f in ("threads", "torch", "fusedrnn", "isa") if getattr(now, f) != getattr(then, f)]:
+            changes = ", ".join(f"{field} {getattr(now, field)} (was {getattr(then, field)})" for field in changed)
+            _warn(f"{folder.path} goes on with {changes}: weights may differ in the last bits from an unbroken run's")
+        torch.manual_seed(then.seed)
+        trainer = Trainer(checkpoint.model, recipe.make_corpus(), recipe)
+        try:
+            trainer.load_state_dict(state)
+        except StateError as error:
+            raise RunFolderError(f"{folder.checkpoint} cannot be resumed: {error}") from error
+        return _run(trainer, folder, now, trainer.steps, quiet)
+
+
+def _require_steps(checkpoint_every: int | None) -> None:
+    if checkpoint_every is not None and checkpoint_every < 1:
+        raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
+
+
+def _warn(message: str) -> None:
+    warnings.warn(message, ResumeWarning, stacklevel=3)
+
+
+def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | None, quiet: bool) -> Summary:
+    """Trains to the end. ``saved`` is the step of the checkpoint that is there already."""
+    recipe, every = trainer.recipe, settings.checkpoint_every
     progress = _Progress(trainer, quiet)
+
+    def save() -> None:
+        nonlocal saved
+        trainer.require_finite_state()
+        folder.save_checkpoint(trainer.state_dict(), settings)
+        saved = trainer.steps
+
+    def write_metrics() -> None:
+        folder.write_metrics(asdict(metrics) for metrics in trainer.history)
+
+    def on_step(tokens: int, loss: float) -> None:
+        progress.step(tokens, loss)
+        if every and trainer.steps % every == 0:
+            save()
+
     try:
-        for metrics in trainer.epochs(progress.step):
-            history.append(metrics)
+        if saved is None:
+            save()
+        write_metrics()  # a run that was killed may have left them an epoch behind
+        for metrics in trainer.epochs(on_step):
             progress.epoch(getattr(metrics, recipe.metric))
-            folder.append_metrics(asdict(metrics))
-            folder.save_checkpoint(model, corpus.vocabulary, recipe, backend)
+            save()
+            write_metrics()
+        summary = _summarize(trainer.history, recipe, settings)
+        folder.plot([asdict(metrics) for metrics in trainer.history], recipe.metric, recipe.target)
+        folder.write_summary(asdict(summary))
+    except RunFolderError as error:
+        if saved is None:
+            raise
+        raise RunFolderError(f"{error}; `fusedrnn train --resume {folder.path}` goes on from step {saved}") from error
+    except DivergedError as error:
+        if saved is None:
+            raise
+        raise DivergedError(f"{error}; {folder.checkpoint} keeps the model of step {saved}") from error
     finally:
         progress.close()
-    summary = _summarize(history, recipe, backend, seed)
-    folder.plot([asdict(metrics) for metrics in history], recipe.metric, recipe.target)
-    folder.write_summary(asdict(summary))
     return summary
 
 
-def _summarize(history: list[EpochMetrics], recipe: Recipe, backend: Backend, seed: int) -> Summary:
+def _summarize(history: list[EpochMetrics], recipe: Recipe, settings: Settings) -> Summary:
     return Summary(
         recipe=recipe.name,
         metric=recipe.metric,
@@ -286,10 +519,10 @@ def _summarize(history: list[EpochMetrics], recipe: Recipe, backend: Backend, se
         seconds=sum(metrics.seconds for metrics in history),
         # Every epoch reads as many tokens, so that the total rate is the harmonic mean.
         tokens_per_second=len(history) / sum(1 / metrics.tokens_per_second for metrics in history),
-        backend=backend,
-        seed=seed,
+        backend=settings.backend,
+        seed=settings.seed,
         epochs=len(history),
-        threads=torch.get_num_threads(),
-        torch=torch.__version__,
-        fusedrnn=fusedrnn.__version__,
+        threads=settings.threads,
+        torch=settings.torch,
+        fusedrnn=settings.fusedrnn,
     )

@@ -4,6 +4,7 @@ import dataclasses
 from pathlib import Path
 
 import pytest
+import torch
 
 from fusedrnn.lm import RECIPES, Corpus, Recipe, human_numbers, make_corpus, train
 
@@ -29,5 +30,6 @@ def small_corpus(numbers: list[str]) -> Corpus:
 def run_folder(small_recipe: Recipe, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A finished run. Read it, do not write into it."""
     path = tmp_path_factory.mktemp("runs") / "finished"
+    torch.set_num_threads(1)  # made before the fixture that does so for each test
     train(small_recipe, path, seed=3)
     return path

@@ -155,7 +155,13 @@ def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
 @pytest.mark.parametrize(
     ("arguments", "code", "message"),
     [
-        (("train", "hn-gru", "--out", "{run}"), 1, "{run} exists already: choose another folder (--out), or remove it"),
+        (("train", "hn-gru", "--out", "{run}"), 1, "{run} holds a run already: go on with it (--resume {run}), choose"),
+        (("train",), 2, "name a RECIPE, or a run to go on with (--resume)"),
+        (("train", "--resume", "{run}/nowhere"), 1, "{run}/nowhere is not a run folder: it holds no checkpoint.pt"),
+        (("train", "hn-gru", "--resume", "{run}"), 2, "goes on with a run as it was started: leave out RECIPE"),
+        (("train", "--resume", "{run}", "--backend", "nn"), 2, "as it was started: leave out --backend"),
+        (("train", "--resume", "{run}", "--seed", "0"), 2, "as it was started: leave out --seed"),
+        (("train", "hn-gru", "--checkpoint-every", "0"), 2, "0 is not in the range"),
         (("generate", "{run}", "--prompt", "one fish"), 1, "'fish'"),
         (("generate", "{run}/nowhere", "--prompt", "one"), 1, "is not a run folder"),
         (("generate", "{run}", "--prompt", "  "), 2, "empty: give at least one word"),
