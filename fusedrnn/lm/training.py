@@ -271,7 +271,10 @@ class Trainer:
             StateError: the state is none, or of another recipe, text or model. The trainer stays as it was.
         """
         self._require_match(state)
-        self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        try:
+            self.optimizer.load_state_dict(copy.deepcopy(state["optimizer"]))
+        except ValueError as error:
+            raise StateError(f"the state is of another optimizer: {error}") from error
         self.schedule.load_state_dict(copy.deepcopy(state["schedule"]))
         self.model.load_state_dict(state["model"])
         hidden, device = state["hidden"], next(self.model.parameters()).device
