@@ -2,9 +2,9 @@
 
     killed_runs.py everywhere | anytime FOLDER
 
-`everywhere` kills a run before and after each call that brings something to the disk, one run for each of these
-moments; `anytime` kills runs after random times, again and again. Fails unless every run ends with the bits of one that
-was not killed, and prints how many kills there were.
+`everywhere` kills a run before each call that brings something to the disk, one run for each of these moments;
+`anytime` kills runs after random times, again and again. Fails unless every run ends with the bits of one that was not
+killed, and prints how many kills there were.
 """
 
 from __future__ import annotations
@@ -94,7 +94,7 @@ def start_or_resume(path: Path, recipe: Recipe, every: int | None) -> None:
 
 
 def deadly(moment: int) -> None:
-    """Kills this process at the n-th of the moments before and after each of its calls that write."""
+    """Kills this process at the n-th of its calls that bring something to the disk."""
     moments = 0
 
     def pass_moment() -> None:
@@ -106,9 +106,7 @@ def deadly(moment: int) -> None:
     def framed(function: Callable[..., object]) -> Callable[..., object]:
         def call(*arguments: object) -> object:
             pass_moment()
-            value = function(*arguments)
-            pass_moment()
-            return value
+            return function(*arguments)
 
         return call
 
