@@ -156,7 +156,7 @@ def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
     ("arguments", "code", "message"),
     [
         (("train", "hn-gru", "--out", "{run}"), 1, "{run} holds a run already: go on with it (--resume {run}), choose"),
-        (("train",), 2, "name a RECIPE, or a run to go on with (--resume)"),
+        (("train",), 2, "name a RECIPE or a text FILE, or a run to go on with (--resume)"),
         (("train", "--resume", "{run}/nowhere"), 1, "{run}/nowhere is not a run folder: it holds no checkpoint.pt"),
         (("train", "hn-gru", "--resume", "{run}"), 2, "goes on with a run as it was started: leave out RECIPE"),
         (("train", "--resume", "{run}", "--backend", "nn"), 2, "as it was started: leave out --backend"),
