@@ -181,6 +181,15 @@ cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, in
   });
 }
 
+cudaError_t run_bias_gradients(int cell, int type, int64_t rows, int64_t H, const void* delta, void* parts, void* db_ih,
+                               void* db_hh) {
+  return with_type(type, [&](auto zero, auto) {
+    using T = decltype(zero);
+    return bias_gradients<T>(CellKind(cell), as<const T>(delta), rows, H, as<Compute<T>>(parts), as<T>(db_ih),
+                             as<T>(db_hh), nullptr);
+  });
+}
+
 int is_resident(int cell, int type, bool backward, const GridPlan& plan) {
   bool resident = false;
   const cudaError_t error = with_type(type, [&](auto zero, auto tf32) {

@@ -23,5 +23,9 @@ cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, in
                          const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,
                          void* carried_c, void* workspace);
 
+// Gradients of the biases: rows of all slots of the deltas. parts: bias_parts(rows) rows of float or double.
+cudaError_t run_bias_gradients(int cell, int type, int64_t rows, int64_t H, const void* delta, void* parts, void* db_ih,
+                               void* db_hh);
+
 // What grid_resident says of a plan: 1 or 0, or -1 for an error.
 int is_resident(int cell, int type, bool backward, const fusedrnn::cuda::GridPlan& plan);

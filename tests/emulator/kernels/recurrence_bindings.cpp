@@ -45,6 +45,8 @@ PYBIND11_MODULE(emulated, m) {
   emulator::bind(m);
   emulator::bind_launch(m, "run_forward", &run_forward);
   emulator::bind_launch(m, "run_backward", &run_backward);
+  emulator::bind_launch(m, "run_bias_gradients", &run_bias_gradients);
+  m.def("bias_parts", &fusedrnn::cuda::bias_parts);
   m.def("block_shared_bytes", &block_shared_bytes);
   m.def("grid_plan", &grid_plan);
   m.def("grid_resident", &resident);
