@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 from collections.abc import Iterator
 
 import pytest
@@ -48,13 +49,21 @@ def test_two_graphs_that_live_at_once_do_not_share_a_buffer():
         assert torch.equal(actual, right)
 
 
-def test_kept_buffers_are_freed_on_demand():
+def free_on_demand() -> None:
     module, x = fusedrnn.GRU(64, 256), torch.randn(32, 64, 64)  # 8 MiB of gates
     fusedrnn.keep_memory(256 * MIB)
     step(module, x)
     kept = resident()
     fusedrnn.keep_memory(0)
     assert kept - resident() > 4 * MIB
+
+
+def test_kept_buffers_are_freed_on_demand():
+    # In a process of its own: malloc keeps blocks of a size once larger ones have been freed.
+    process = multiprocessing.get_context("spawn").Process(target=free_on_demand)
+    process.start()
+    process.join()
+    assert process.exitcode == 0
 
 
 def test_memory_does_not_grow_from_step_to_step_with_changing_shapes():
