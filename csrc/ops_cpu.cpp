@@ -12,17 +12,6 @@
 namespace fusedrnn {
 namespace {
 
-template <class Cell>
-constexpr cpu::CellKind kKind = cpu::kCells;
-template <>
-constexpr cpu::CellKind kKind<Lstm> = cpu::kLstm;
-template <>
-constexpr cpu::CellKind kKind<Gru> = cpu::kGru;
-template <>
-constexpr cpu::CellKind kKind<RnnTanh> = cpu::kRnnTanh;
-template <>
-constexpr cpu::CellKind kKind<RnnRelu> = cpu::kRnnRelu;
-
 const cpu::Isa& isa() {
   const char* error = nullptr;
   const cpu::Isa* isa = cpu::selected_isa(&error);
@@ -121,7 +110,7 @@ void check_range(const Tensor& tokens, int64_t V) {
 template <class Cell>
 void fill(Inputs& in, cpu::Layer& a) {
   in.fill<Cell>();
-  a.kind = kKind<Cell>, a.type = type_of(in.dtype), a.reverse = in.reverse;
+  a.kind = Cell::kKind, a.type = type_of(in.dtype), a.reverse = in.reverse;
   a.T = in.T, a.B = in.B, a.I = in.I, a.H = in.H, a.V = in.V;
   if (in.tokens) {
     check_range(*in.tokens, in.V);

@@ -13,15 +13,6 @@
 namespace fusedrnn {
 namespace {
 
-template <class Cell>
-constexpr cuda::CellKind kKind = cuda::kLstm;
-template <>
-constexpr cuda::CellKind kKind<Gru> = cuda::kGru;
-template <>
-constexpr cuda::CellKind kKind<RnnTanh> = cuda::kRnnTanh;
-template <>
-constexpr cuda::CellKind kKind<RnnRelu> = cuda::kRnnRelu;
-
 // f(T()) with the type that tensors of dtype hold.
 template <class F>
 void with_type(ScalarType dtype, const F& f) {
@@ -134,7 +125,7 @@ T* to(const Tensor& t) {
 
 template <class Cell, class T>
 void fill(const Inputs& in, const std::pair<Tensor, int64_t>& x, cuda::Layer<T>& a) {
-  a.cell = kKind<Cell>, a.steps = in.T, a.B = in.B, a.I = in.I, a.H = in.H;
+  a.cell = Cell::kKind, a.steps = in.T, a.B = in.B, a.I = in.I, a.H = in.H;
   a.batch_first = in.batch_first, a.reverse = in.reverse;
   a.x = as<T>(x.first), a.ldx = x.second;
   a.h0 = as<T>(in.h0), a.c0 = as<T>(in.c0), a.w_ih = as<T>(in.w_ih), a.w_hh = as<T>(in.w_hh);

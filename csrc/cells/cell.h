@@ -4,6 +4,7 @@
 // one group of hidden units. They are generic in the value type F: a pack of SIMD vectors on the CPU, a scalar on the
 // GPU. F has +, -, * (also with a plain number on the left), sigmoid(F), tanh(F), relu(F) and where_positive(F, F).
 //
+//   kKind             its number
 //   kGates            rows of w_hh per hidden unit, in PyTorch's order
 //   kSaved            values per unit that forward saves for backward, written over the input projection
 //   kDeltas           values per unit that backward writes: gradients of the pre-activations
@@ -14,6 +15,7 @@
 //   kReadsPrevious, kReadsOutput   backward reads h_{t-1}, h_t
 #pragma once
 #include "../inline.h"
+#include "kind.h"
 
 namespace fusedrnn {
 

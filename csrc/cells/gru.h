@@ -5,6 +5,7 @@ namespace fusedrnn {
 
 // r, z = sigmoid(x + r); n = tanh(x_n + r (w_hn h + b_hn)); h = n + z (h - n): the reset comes after the product.
 struct Gru {
+  static constexpr CellKind kKind = kGru;
   static constexpr int kGates = 3;
   // r, z, n and the recurrent part of n, which the gradient of r needs.
   static constexpr int kSaved = 4;

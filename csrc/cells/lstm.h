@@ -5,6 +5,7 @@ namespace fusedrnn {
 
 // i, f, o = sigmoid, g = tanh of x + r; c = f c + i g; h = o tanh(c).
 struct Lstm {
+  static constexpr CellKind kKind = kLstm;
   static constexpr int kGates = 4, kSaved = 4, kDeltas = 4, kRecurrentDelta = 0;
   static constexpr int kInputGate[kGates] = {0, 1, 2, 3};
   static constexpr bool kHasCellState = true, kKeepsDirect = false, kReadsPrevious = false, kReadsOutput = false;

@@ -6,6 +6,7 @@ namespace fusedrnn {
 // h = activation(x + r). Backward needs the output alone, so nothing is saved.
 template <class Activation>
 struct Rnn {
+  static constexpr CellKind kKind = Activation::kKind;
   static constexpr int kGates = 1, kSaved = 0, kDeltas = 1, kRecurrentDelta = 0;
   static constexpr int kInputGate[kGates] = {0};
   static constexpr bool kHasCellState = false, kKeepsDirect = false, kReadsPrevious = false, kReadsOutput = true;
@@ -22,6 +23,8 @@ struct Rnn {
 };
 
 struct Tanh {
+  static constexpr CellKind kKind = kRnnTanh;
+
   template <class F>
   static FUSEDRNN_INLINE F apply(const F& x) {
     return tanh(x);
@@ -33,6 +36,8 @@ struct Tanh {
 };
 
 struct Relu {
+  static constexpr CellKind kKind = kRnnRelu;
+
   template <class F>
   static FUSEDRNN_INLINE F apply(const F& x) {
     return relu(x);

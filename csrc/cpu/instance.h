@@ -6,18 +6,16 @@
 namespace fusedrnn {
 namespace {
 
-using cpu::CellKind;
 using cpu::Kernels;
 
 // f(cell) with the type that `kind` names.
 template <class F>
 static void with_cell(CellKind kind, const F& f) {
   switch (kind) {
-    case cpu::kLstm: return f(Lstm{});
-    case cpu::kGru: return f(Gru{});
-    case cpu::kRnnTanh: return f(RnnTanh{});
-    case cpu::kRnnRelu: return f(RnnRelu{});
-    case cpu::kCells: return;
+    case kLstm: return f(Lstm{});
+    case kGru: return f(Gru{});
+    case kRnnTanh: return f(RnnTanh{});
+    case kRnnRelu: return f(RnnRelu{});
   }
 }
 

@@ -8,12 +8,12 @@
 #include <cstddef>
 #include <cstdint>
 
+#include "../cells/kind.h"
 #include "../sequence.h"
 
 namespace fusedrnn {
 namespace cpu {
 
-enum CellKind { kLstm, kGru, kRnnTanh, kRnnRelu, kCells };
 enum Type { kFloat32, kFloat64, kBFloat16, kFloat16 };
 
 constexpr int64_t size_of(Type type) { return type == kFloat64 ? 8 : type == kFloat32 ? 4 : 2; }

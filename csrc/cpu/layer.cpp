@@ -480,7 +480,6 @@ void with_cell(CellKind kind, const F& f) {
     case kGru: return f(Gru{});
     case kRnnTanh: return f(RnnTanh{});
     case kRnnRelu: return f(RnnRelu{});
-    case kCells: return;
   }
 }
 

@@ -7,14 +7,13 @@
 #include <cstdint>
 #include <type_traits>
 
+#include "../cells/kind.h"
 #include "../sequence.h"
 #include "block_shape.h"
 #include "grid_plan.h"
 
 namespace fusedrnn {
 namespace cuda {
-
-enum CellKind { kLstm, kGru, kRnnTanh, kRnnRelu };
 
 // The time loop of one layer in one direction. Rows of x hold w_ih x without bias; states are [B, H].
 template <class T>

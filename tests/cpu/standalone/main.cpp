@@ -20,6 +20,7 @@
 #include "../../../csrc/cpu/layer.h"
 #include "naive.h"
 
+using namespace fusedrnn;
 using namespace fusedrnn::cpu;
 using naive::Values;
 
