@@ -32,12 +32,10 @@ struct CellSizes {
   const char* name;
   int gates, saved, deltas, recurrent_delta;
   const int* input_gate;
-  bool has_cell_state;
 };
 template <class Cell>
 constexpr CellSizes sizes_of(const char* name) {
-  return {
-      name, Cell::kGates, Cell::kSaved, Cell::kDeltas, Cell::kRecurrentDelta, Cell::kInputGate, Cell::kHasCellState};
+  return {name, Cell::kGates, Cell::kSaved, Cell::kDeltas, Cell::kRecurrentDelta, Cell::kInputGate};
 }
 constexpr CellSizes kCells[] = {sizes_of<Lstm>("lstm"), sizes_of<Gru>("gru"), sizes_of<RnnTanh>("rnn_tanh"),
                                 sizes_of<RnnRelu>("rnn_relu")};
@@ -46,10 +44,13 @@ constexpr CellSizes kCells[] = {sizes_of<Lstm>("lstm"), sizes_of<Gru>("gru"), si
 template <class T>
 class Call {
  public:
-  using F = typename Carried<T>::F;
-
   Call(const Layer<T>& layer, const Device& device)
-      : a(layer), cell(kCells[layer.cell]), device(device), rows(layer.steps * layer.B), G(cell.gates) {}
+      : a(layer),
+        cell(kCells[layer.cell]),
+        device(device),
+        rows(layer.steps * layer.B),
+        G(cell.gates),
+        tf32(std::is_same_v<T, float> && device.limits.capability >= 80 && allows_tf32(device.blas)) {}
 
   void check(cudaError_t error, const char* what) const {
     if (error == cudaSuccess) return;
@@ -107,10 +108,8 @@ class Call {
     return {p, a.B * columns, columns};
   }
 
-  bool tf32() const { return std::is_same_v<T, float> && device.limits.capability >= 80 && allows_tf32(device.blas); }
-
   Choice choose(bool backward) const {
-    const Asked asked{backward, cell.gates, tf32() ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H};
+    const Asked asked{backward, cell.gates, tf32 ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H};
     Choice choice = select(asked, device.limits, device.algorithm);
     if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
       Limits without = device.limits;
@@ -125,7 +124,7 @@ class Call {
   bool resident(bool backward, const Choice& choice) const {
     bool all = false;
     if constexpr (!std::is_same_v<T, double>)
-      check(grid_resident<T>(a.cell, backward, choice.grid, tf32(), &all), "grid_resident");
+      check(grid_resident<T>(a.cell, backward, choice.grid, tf32, &all), "grid_resident");
     return all;
   }
 
@@ -142,6 +141,7 @@ class Call {
   const CellSizes& cell;
   const Device& device;
   const int64_t rows, G;
+  const bool tf32;
 
  private:
   // f(first row, rows, columns) of pieces that a copy of two dimensions takes: of one row where a pitch is too large.
@@ -153,6 +153,21 @@ class Call {
     for (int64_t row = 0; row < M; ++row) f(row, 1, N);
   }
 };
+
+// The loop over the steps, by the algorithm that serves it: steps(), block(shape) or grid(plan, workspace).
+template <class T, class BySteps, class InBlock, class InGrid>
+void run_loop(const Call<T>& call, bool backward, const BySteps& steps, const InBlock& block, const InGrid& grid) {
+  const Choice choice = call.choose(backward);
+  if constexpr (!std::is_same_v<T, double>) {  // for which there are no other kernels
+    if (choice.algorithm == Algorithm::kBlock)
+      return call.check(block(choice.block), backward ? "block_backward" : "block_forward");
+    if (choice.algorithm == Algorithm::kGrid) {
+      const cudaError_t error = grid(choice.grid, call.device.template take<char>(choice.grid.workspace_bytes));
+      if (!call.fewer_multiprocessors(error)) return call.check(error, backward ? "grid_backward" : "grid_forward");
+    }
+  }
+  steps();
+}
 
 // ---------------------------------------------------------------------------------------------- forward
 
@@ -183,22 +198,13 @@ void forward_loop(const Call<T>& call, const Forward<T>& f) {
     call.copy_state(f.h_n, f.h0);
     return call.copy_state(f.c_n, f.c0);
   }
-  const Choice choice = call.choose(false);
-  const Device& d = call.device;
-  switch (choice.algorithm) {
-    case Algorithm::kStep: return forward_steps(call, f);
-    case Algorithm::kBlock:
-      if constexpr (!std::is_same_v<T, double>)
-        return call.check(block_forward<T>(call.a.cell, f, choice.block, d.stream), "block_forward");
-      break;
-    case Algorithm::kGrid:
-      if constexpr (!std::is_same_v<T, double>) {
-        const cudaError_t error = grid_forward<T>(call.a.cell, f, choice.grid, call.tf32(),
-                                                  d.take<char>(choice.grid.workspace_bytes), d.stream);
-        return call.fewer_multiprocessors(error) ? forward_steps(call, f) : call.check(error, "grid_forward");
-      }
-      break;
-  }
+  const cudaStream_t stream = call.device.stream;
+  run_loop(
+      call, false, [&] { forward_steps(call, f); },
+      [&](const auto& shape) { return block_forward<T>(call.a.cell, f, shape, stream); },
+      [&](const auto& plan, void* workspace) {
+        return grid_forward<T>(call.a.cell, f, plan, call.tf32, workspace, stream);
+      });
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -227,22 +233,13 @@ void backward_loop(const Call<T>& call, const Backward<T>& b) {
     call.copy_state(b.dh0, b.dh_n);
     return call.copy_state(b.dc0, b.dc_n);
   }
-  const Choice choice = call.choose(true);
-  const Device& d = call.device;
-  switch (choice.algorithm) {
-    case Algorithm::kStep: return backward_steps(call, b);
-    case Algorithm::kBlock:
-      if constexpr (!std::is_same_v<T, double>)
-        return call.check(block_backward<T>(call.a.cell, b, choice.block, d.stream), "block_backward");
-      break;
-    case Algorithm::kGrid:
-      if constexpr (!std::is_same_v<T, double>) {
-        const cudaError_t error = grid_backward<T>(call.a.cell, b, choice.grid, call.tf32(),
-                                                   d.take<char>(choice.grid.workspace_bytes), d.stream);
-        return call.fewer_multiprocessors(error) ? backward_steps(call, b) : call.check(error, "grid_backward");
-      }
-      break;
-  }
+  const cudaStream_t stream = call.device.stream;
+  run_loop(
+      call, true, [&] { backward_steps(call, b); },
+      [&](const auto& shape) { return block_backward<T>(call.a.cell, b, shape, stream); },
+      [&](const auto& plan, void* workspace) {
+        return grid_backward<T>(call.a.cell, b, plan, call.tf32, workspace, stream);
+      });
 }
 
 // The state before each step, in the layout of x: what w_hh was multiplied with.
