@@ -14,20 +14,16 @@ from setuptools import setup
 
 sys.path.insert(0, str(Path(__file__).parent / "build_tools"))
 
-from flags import COMMON, cpu_sources, cuda_sources
+from flags import CUDA_GLUE, GLUE, cpu_sources, cuda_sources
 from ninja_ext import NinjaBuildExt, NinjaExtension, Source
-
-# The oldest torch (2.11) and Python (3.10) that the library runs with.
-GLUE = f"{COMMON} -std=c++17 -O2 -DTORCH_TARGET_VERSION=0x020b000000000000 -DPy_LIMITED_API=0x030a0000"
 
 CPU = [
     *(Source(path, flags) for path, flags in cpu_sources(platform.machine()).items()),
     Source("csrc/ops_cpu.cpp", GLUE, torch=True),
 ]
-# USE_CUDA shows the parts of torch's C interface that its CUDA builds have.
 CUDA = [
     *(Source(path, flags) for path, flags in cuda_sources(Path(__file__).parent).items()),
-    Source("csrc/ops_cuda.cpp", f"{GLUE} -DUSE_CUDA", torch=True),
+    Source("csrc/ops_cuda.cpp", CUDA_GLUE, torch=True),
 ]
 
 setup(

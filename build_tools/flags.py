@@ -1,12 +1,17 @@
-"""The sources that hold no torch, and the flags that they are compiled with: for the build, and for tests that compile
-them on their own."""
+"""Flags, and the sources that hold no torch with theirs: for the build, and for tests that compile on their own."""
 
 from __future__ import annotations
 
 from pathlib import Path
 
 COMMON = "-DNDEBUG -fvisibility=hidden -fvisibility-inlines-hidden -Wall -Wextra"
-DISPATCH = f"{COMMON} -std=c++17 -O2"
+HOST = f"{COMMON} -std=c++17 -O2"
+# The oldest torch (2.11) and Python (3.10) that the library runs with.
+TORCH_API = "-DTORCH_TARGET_VERSION=0x020b000000000000 -DPy_LIMITED_API=0x030a0000"
+# With the parts of torch's C interface that its CUDA builds have.
+CUDA_TORCH_API = f"{TORCH_API} -DUSE_CUDA"
+GLUE = f"{HOST} {TORCH_API}"
+CUDA_GLUE = f"{HOST} {CUDA_TORCH_API}"
 KERNEL = f"{COMMON} -std=gnu++17 -O3 -ffp-contract=fast -fno-math-errno -fno-trapping-math -Wno-psabi"
 AVX2 = f"{KERNEL} -mavx2 -mfma -mf16c"
 AVX512 = f"{AVX2} -mavx512f -mavx512bw -mavx512dq -mavx512vl -mprefer-vector-width=512"
@@ -18,7 +23,7 @@ def cpu_sources(machine: str) -> dict[str, str]:
     The slowest to compile come first, so that no core waits for one of them at the end.
     """
     x86 = machine in ("x86_64", "AMD64")
-    dispatch = DISPATCH + (" -DFUSEDRNN_X86=1" if x86 else "")
+    dispatch = HOST + (" -DFUSEDRNN_X86=1" if x86 else "")
     return {
         **({"csrc/cpu/isa_avx512.cpp": AVX512, "csrc/cpu/isa_avx2.cpp": AVX2} if x86 else {}),
         "csrc/cpu/isa_baseline.cpp": KERNEL,
@@ -29,7 +34,6 @@ def cpu_sources(machine: str) -> dict[str, str]:
 
 # nvcc's.
 CUDA_KERNEL = "-std=c++17 -O3 -DNDEBUG -Xcompiler -fvisibility=hidden"
-CUDA_HOST = f"{COMMON} -std=c++17 -O2"
 
 
 def cuda_sources(root: Path) -> dict[str, str]:
@@ -37,6 +41,6 @@ def cuda_sources(root: Path) -> dict[str, str]:
     kernels = sorted(root.glob("csrc/cuda/*.cu"), key=lambda path: (not path.name.startswith("grid_"), path.name))
     return {
         **{str(path.relative_to(root)): CUDA_KERNEL for path in kernels},
-        "csrc/cuda/layer.cpp": CUDA_HOST,
-        "csrc/cuda/blas.cpp": CUDA_HOST,
+        "csrc/cuda/layer.cpp": HOST,
+        "csrc/cuda/blas.cpp": HOST,
     }

@@ -6,6 +6,8 @@ They are `torch.ops.fusedrnn_emulated.*`, with the schemas of `torch.ops.fusedrn
 from __future__ import annotations
 
 import functools
+import runpy
+import shlex
 import sysconfig
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -26,7 +28,8 @@ TORCH = Path(torch.__file__).parent
 def load() -> Any:
     """The namespace of the emulated operators."""
     base = [*toolchain.base_command(), "-O1", f"-isystem{TORCH / 'include'}"]
-    torch_side = [*base, "-DUSE_CUDA", "-DTORCH_TARGET_VERSION=0x020b000000000000", "-DPy_LIMITED_API=0x030a0000"]
+    flags = runpy.run_path(str(toolchain.SOURCE / "build_tools" / "flags.py"))
+    torch_side = [*base, *shlex.split(flags["CUDA_TORCH_API"])]
     python = f"-isystem{sysconfig.get_path('include')}"
     redirected = ["-include", str(GLUE / "redirect.h")]
     jobs = [
