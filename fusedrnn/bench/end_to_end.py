@@ -10,7 +10,8 @@ import torch
 from ..lm.data import Corpus, Vocabulary
 from ..lm.generation import generate
 from ..lm.model import Backend, LanguageModel
-from ..lm.recipes import RECIPES, Recipe
+from ..lm.recipe import Recipe
+from ..lm.recipes import RECIPES
 from ..lm.training import Trainer
 from .measure import Function, compare, threads
 from .subjects import Plan, Row, Shape

@@ -19,7 +19,7 @@ from ..bench.command import bench
 from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
 from .model import Backend
-from .recipe import Recipe
+from .recipe import Goal, Recipe
 from .recipes import RECIPES, TEXT
 from .run_folder import RunFolder
 from .settings import override
@@ -59,8 +59,8 @@ def list_recipes() -> None:
         click.echo(f"  source    {recipe.source}")
 
 
-def _bound(recipe: Recipe) -> str:
-    return f"{'at most' if recipe.lower_is_better else 'at least'} {recipe.target:g}"
+def _bound(goal: Goal) -> str:
+    return f"{'at most' if goal.lower_is_better else 'at least'} {goal.target:g}"
 
 
 class _RecipeOrText(click.ParamType):
@@ -160,7 +160,7 @@ def train_command(
     if seeds is None:
         seed = seed or 0
         folder = RunFolder(out or Path("runs") / f"{recipe.name}-{backend}-seed{seed}")
-        click.echo(_verdict(run(folder.path, seed=seed), recipe, folder))
+        click.echo(_verdict(run(folder.path, seed=seed), folder))
         return
     parent = RunFolder.create(out or Path("runs") / f"{recipe.name}-{backend}-seeds")
     values = []
@@ -168,7 +168,7 @@ def train_command(
         folder = RunFolder(parent.path / f"seed-{seed}")
         summary = run(folder.path, seed=seed)
         values.append(summary.value)
-        click.echo(_verdict(summary, recipe, folder))
+        click.echo(_verdict(summary, folder))
     click.echo(_spread(recipe, values))
 
 
@@ -176,7 +176,7 @@ def _resume(folder: RunFolder, **options: Any) -> None:
     with warnings.catch_warnings():
         _print_warnings_of_resume()
         summary = resume(folder.path, **options)
-    click.echo(_verdict(summary, folder.load_checkpoint().recipe, folder))
+    click.echo(_verdict(summary, folder))
 
 
 def _refuse_all_but(context: click.Context, *names: str) -> None:
@@ -202,9 +202,9 @@ def _print_warnings_of_resume() -> None:
     warnings.showwarning = show
 
 
-def _verdict(summary: Summary, recipe: Recipe, folder: RunFolder) -> str:
+def _verdict(summary: Summary, folder: RunFolder) -> str:
     return (
-        f"{summary.recipe}: {summary.metric} {summary.value:.4f}{_against(recipe, summary.value)} after "
+        f"{summary.recipe}: {summary.metric} {summary.value:.4f}{_against(summary, summary.value)} after "
         f"{summary.epochs} epochs in {summary.seconds:.1f} s, {summary.tokens_per_second:,.0f} tokens/s; "
         f"run folder {folder.path}, plot {folder.curves}"
     )
@@ -219,11 +219,11 @@ def _spread(recipe: Recipe, values: list[float]) -> str:
     )
 
 
-def _against(recipe: Recipe, value: float) -> str:
-    """What the recipe's figure, if it has one, says about a value."""
-    if recipe.target is None:
+def _against(goal: Goal, value: float) -> str:
+    """What the figure, if there is one, says about a value."""
+    if goal.target is None:
         return ""
-    return f" (target {_bound(recipe)}: {'reached' if recipe.reached(value) else 'missed'})"
+    return f" (target {_bound(goal)}: {'reached' if goal.reached(value) else 'missed'})"
 
 
 @commands.command("generate")

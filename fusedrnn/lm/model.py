@@ -36,16 +36,20 @@ class Output(NamedTuple):
     """``[B, T, H]``: the same after dropout."""
 
 
+def _require_known(backend: Backend, cell: Cell) -> None:
+    if backend not in _LIBRARIES:
+        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
+    if cell not in get_args(Cell):
+        raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
+
+
 def recurrent_layers(backend: Backend, cell: Cell, input_size: int, hidden_size: int, num_layers: int) -> nn.RNNBase:
     """LSTM, GRU or RNN of fusedrnn, of torch.nn or of fusedrnn.reference: same parameters, same results.
 
     Raises:
         ValueError: there is no such backend or cell.
     """
-    if backend not in _LIBRARIES:
-        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
-    if cell not in get_args(Cell):
-        raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
+    _require_known(backend, cell)
     name, _, nonlinearity = cell.partition("_")
     options = {"nonlinearity": nonlinearity} if nonlinearity else {}
     return getattr(_LIBRARIES[backend], name.upper())(input_size, hidden_size, num_layers, **options)
@@ -57,10 +61,7 @@ def cell_step(backend: Backend, cell: Cell) -> Step:
     Raises:
         ValueError: there is no such backend or cell.
     """
-    if backend not in _LIBRARIES:
-        raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
-    if cell not in get_args(Cell):
-        raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
+    _require_known(backend, cell)
     if backend == "reference":
         return reference.STEPS[cell]
     function = getattr(_CELL_LIBRARIES[backend], f"{cell}_cell")

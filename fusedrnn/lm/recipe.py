@@ -16,8 +16,26 @@ Metric = Literal["accuracy", "valid_loss"]
 Schedule = Literal["one-cycle", "stepwise"]
 
 
+class Goal:
+    """A figure to reach."""
+
+    metric: Metric
+    target: float | None
+
+    @property
+    def lower_is_better(self) -> bool:
+        """Whether a small value of the metric is a good one."""
+        return self.metric == "valid_loss"
+
+    def reached(self, value: float) -> bool:
+        """Whether a value of the metric is as good as the target; True where there is none."""
+        if self.target is None:
+            return True
+        return value <= self.target if self.lower_is_better else value >= self.target
+
+
 @dataclass(frozen=True, kw_only=True)
-class Recipe:
+class Recipe(Goal):
     """All that defines a run but its seed and its backend.
 
     Attributes:
@@ -132,17 +150,6 @@ class Recipe:
         epochs = [epoch for epoch, _ in self.rates]
         if epochs != sorted(set(epochs)) or not all(epoch > 0 and rate > 0 for epoch, rate in self.rates):
             raise RecipeError(f"rates: expected pairs of rising epochs and rates above 0, got {self.rates}")
-
-    @property
-    def lower_is_better(self) -> bool:
-        """Whether a small value of the metric is a good one."""
-        return self.metric == "valid_loss"
-
-    def reached(self, value: float) -> bool:
-        """Whether a value of the metric is as good as the target; True where there is none."""
-        if self.target is None:
-            return True
-        return value <= self.target if self.lower_is_better else value >= self.target
 
     def make_corpus(self) -> Corpus:
         """Reads the data and cuts it into batches.

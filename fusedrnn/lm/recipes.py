@@ -6,8 +6,6 @@ from dataclasses import replace
 
 from .recipe import Recipe
 
-__all__ = ["RECIPES", "Recipe"]
-
 _BOOK = "Howard and Gugger, Deep Learning for Coders (2020), chapter 12"
 
 # Under fastai's defaults, with which the book's figures were made: AdamW with betas (0.95 to 0.85, 0.99), eps 1e-5 and

@@ -26,7 +26,7 @@ import fusedrnn
 from .data import Vocabulary
 from .errors import RunFolderError
 from .model import Backend, LanguageModel
-from .recipes import Recipe
+from .recipe import Recipe
 
 _FORMAT = 2  # of checkpoint.pt: raised when an older program could no longer read it, or this one an older file
 

@@ -20,7 +20,7 @@ from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 from .data import Corpus
 from .errors import DivergedError, ResumeWarning, RunFolderError, StateError
 from .model import Backend, LanguageModel, Output, evaluating
-from .recipes import Recipe
+from .recipe import Goal, Metric, Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import RunFolder, Settings
 
@@ -44,11 +44,11 @@ class EpochMetrics:
 
 
 @dataclass(frozen=True)
-class Summary:
+class Summary(Goal):
     """summary.json: what a run reached, and what it takes to repeat it."""
 
     recipe: str
-    metric: str
+    metric: Metric
     value: float  # in the last epoch
     target: float | None
     seconds: float  # of all epochs
