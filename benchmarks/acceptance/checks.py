@@ -10,6 +10,7 @@ from typing import Any
 
 from .outcomes import DONE
 from .plan import ALGORITHMS
+from .processes import last_line
 from .sections import Context, Failed, Overran, Result, Skipped
 
 _RESTARTS = 4
@@ -49,7 +50,7 @@ def build(context: Context, result: Result, limit: float) -> None:
         if done.stopped:
             raise Overran(done.stopped)
         if done.returncode != 0:
-            raise Failed(f"setup.py failed: {_last_line(done.output)}")
+            raise Failed(f"setup.py failed: {last_line(done.output)}")
     _ask(context, result, max(10.0, min(_IMPORT_SECONDS, limit - (context.clock() - start))))
     context.built = True
 
@@ -60,15 +61,11 @@ def _ask(context: Context, result: Result, limit: float) -> None:
     )
     facts = next((f for line in asked.output.splitlines() if (f := json_line(line))), None)
     if facts is None or asked.returncode != 0:
-        raise Failed(f"fusedrnn cannot be imported: {_last_line(asked.output) or asked.stopped}")
+        raise Failed(f"fusedrnn cannot be imported: {last_line(asked.output) or asked.stopped}")
     result.details["info"] = facts
     if not facts["cuda_kernels"]:
         raise Failed(f"fusedrnn has no CUDA kernels: {facts['no_cuda_reason']}")
     result.said = f"CUDA {facts['cuda_kernels']}, from {facts['path']}"
-
-
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
 
 
 # ---------------------------------------------------------------------------------------------------------------- tests
@@ -134,7 +131,7 @@ def run_tests(context: Context, outcomes: Outcomes, files: list[str], keyword: s
         if timed_out:
             raise Overran(f"{finished.stopped}, in {outcomes.begun or 'no test'}")
         if outcomes.tests is None or finished.returncode in (3, 4):
-            raise Failed(f"pytest did not start: {_last_line(finished.output) or finished.stopped}")
+            raise Failed(f"pytest did not start: {last_line(finished.output) or finished.stopped}")
         if outcomes.begun is None and finished.returncode in (0, 1, 5):
             return
         if outcomes.begun is not None:
@@ -230,7 +227,7 @@ def sanitize(context: Context, result: Result, limit: float) -> None:
         elif finished.returncode == _ERRORS:
             problems.append(f"{tool} found errors")
         elif finished.returncode != 0:
-            problems.append(f"{tool} ended with {finished.returncode}: {_last_line(finished.output)}")
+            problems.append(f"{tool} ended with {finished.returncode}: {last_line(finished.output)}")
         elif not ran:
             problems.append(f"{tool} saw no kernel")
     if problems:

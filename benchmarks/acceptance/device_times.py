@@ -14,13 +14,9 @@ import torch
 from torch import nn
 
 from fusedrnn.bench import subjects
-from fusedrnn.bench.measure import Comparison, repeat, spread
+from fusedrnn.bench.measure import Comparison, Function, Timer, repeat, spread, take_turns
 
 from .plan import Shape
-
-Function = Callable[[], object]
-Timer = Callable[[Function], float]
-"""Milliseconds that a function takes."""
 
 _WARM = 3  # calls
 _LEAST = 5  # rounds
@@ -77,12 +73,7 @@ def in_turns(
     for f in functions:
         for _ in range(_WARM):
             timer(f)
-    times: list[list[float]] = [[] for _ in functions]
-    end = clock() + seconds
-    while len(times[0]) < _LEAST or (clock() < end and len(times[0]) < _MOST):
-        for f, t in zip(functions, times, strict=True):
-            t.append(timer(f))
-    return times
+    return take_turns(functions, timer, seconds, _LEAST, _MOST, clock)
 
 
 class Subject:

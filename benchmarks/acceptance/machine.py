@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from .processes import Runner
+from .processes import Runner, last_line
 
 PROBE = Path(__file__).with_name("probe.py")
 _PROBE_SECONDS = 90  # importing torch from a cold disk
@@ -67,7 +67,7 @@ def find(run: Runner, environ: Mapping[str, str] = os.environ) -> Machine:
     answer = run([sys.executable, str(PROBE)], limit=_PROBE_SECONDS)
     lines = [line for line in answer.output.splitlines() if line.startswith("{")]
     if answer.returncode != 0 or not lines:
-        raise Unfit(f"PyTorch cannot be asked for its GPU: {_last_line(answer.output) or answer.stopped}")
+        raise Unfit(f"PyTorch cannot be asked for its GPU: {last_line(answer.output) or answer.stopped}")
     facts = json.loads(lines[-1])
     packages = facts["packages"]
     if packages["torch"] is None:
@@ -101,10 +101,6 @@ def find(run: Runner, environ: Mapping[str, str] = os.environ) -> Machine:
     )
 
 
-def _last_line(text: str) -> str:
-    return next((line.strip() for line in reversed(text.splitlines()) if line.strip()), "")
-
-
 def _homes(environ: Mapping[str, str]) -> list[Path]:
     places = (environ.get("CUDA_HOME"), environ.get("CUDA_PATH"), "/usr/local/cuda")
     return [Path(place) for place in places if place and Path(place).is_dir()]
@@ -129,4 +125,4 @@ def _release(run: Runner, nvcc: str | None) -> str | None:
 
 def _driver(run: Runner) -> str | None:
     asked = run(["nvidia-smi", "--query-gpu=driver_version", "--format=csv,noheader", "-i", "0"], limit=30)
-    return _last_line(asked.output) or None if asked.returncode == 0 else None
+    return last_line(asked.output) or None if asked.returncode == 0 else None

@@ -26,6 +26,11 @@ class Finished:
     stopped: str | None = None  # why
 
 
+def last_line(output: str) -> str:
+    """The last that is not blank, or nothing."""
+    return next((line.strip() for line in reversed(output.splitlines()) if line.strip()), "")
+
+
 class Runner(Protocol):
     """What runs a command; tests have another one."""
 

@@ -17,6 +17,8 @@ import torch
 
 Function = Callable[[], object]
 Clock = Callable[[], float]
+Timer = Callable[[Function], float]
+"""Milliseconds that a function takes."""
 
 SPREAD_LIMIT = 0.10
 REPEAT_LIMIT = 0.05
@@ -53,18 +55,27 @@ def alternate(
     functions: Sequence[Function], seconds: float, least: int = 8, clock: Clock = time.perf_counter
 ) -> list[list[float]]:
     """Times of each function in ms: once warm, they are called in turn for some seconds, at least ``least`` times."""
-    for f in functions:
+
+    def timer(f: Function) -> float:
         start = clock()
         f()
-        if clock() - start < _LONG:
+        return (clock() - start) * 1e3
+
+    for f in functions:
+        if timer(f) < _LONG * 1e3:
             f()
+    return take_turns(functions, timer, seconds, least, _MOST, clock)
+
+
+def take_turns(
+    functions: Sequence[Function], timer: Timer, seconds: float, least: int, most: int, clock: Clock
+) -> list[list[float]]:
+    """Times of each function, which are called in turn for some seconds, from ``least`` to ``most`` times."""
     times: list[list[float]] = [[] for _ in functions]
     end = clock() + seconds
-    while len(times[0]) < least or (clock() < end and len(times[0]) < _MOST):
+    while len(times[0]) < least or (clock() < end and len(times[0]) < most):
         for f, t in zip(functions, times, strict=True):
-            start = clock()
-            f()
-            t.append((clock() - start) * 1e3)
+            t.append(timer(f))
     return times
 
 
