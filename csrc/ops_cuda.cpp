@@ -72,6 +72,11 @@ template <class Arguments>
 void run(const Arguments& a, const Place& place) {
   Memory memory{place, {}};
   void *blas = nullptr, *stream = nullptr;
+  // A thread that has not called CUDA yet, such as one of autograd's, has no context until then, and torch's handles
+  // warn of it. The guard does not call where the device is the current one.
+  const cudaError_t error = cudaSetDevice(place.index);
+  STD_TORCH_CHECK(error == cudaSuccess, "fusedrnn: cannot use CUDA device ", place.index, ": ",
+                  cudaGetErrorString(error));
   STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.index, &stream));
   cuda::run_layer(

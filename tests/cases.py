@@ -142,9 +142,9 @@ def outputs(module: nn.Module, x: Tensor, hx: Any = None) -> dict[str, Tensor]:
 
 
 def cotangent(like: Tensor) -> Tensor:
-    """A fixed random tensor of the shape of `like`, the same numbers for every dtype."""
+    """A fixed random tensor of the shape of `like`, the same numbers for every dtype and device."""
     generator = torch.Generator().manual_seed(like.numel())
-    return torch.randn(like.shape, generator=generator, dtype=f32).to(like.dtype)
+    return torch.randn(like.shape, generator=generator, dtype=f32).to(like)
 
 
 def results(

@@ -136,7 +136,7 @@ def test_tokens_give_the_results_of_nn_with_an_embedding(
     def results(run: Any, table: torch.Tensor, module: nn.Module) -> Results:
         out = flatten(run(table))
         leaves = {"table": table, **dict(module.named_parameters())}
-        grads = torch.autograd.grad(out, list(leaves.values()), [cases.cotangent(t.cpu()).to(t.device) for t in out])
+        grads = torch.autograd.grad(out, list(leaves.values()), [cases.cotangent(t) for t in out])
         named = {f"grad of {name}": g for name, g in zip(leaves, grads, strict=True)}
         return {**{str(i): t.detach() for i, t in enumerate(out)}, **named}
 
