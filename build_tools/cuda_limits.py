@@ -26,6 +26,7 @@ GATES = {"LSTM": 4, "GRU": 3, "RNN": 1}
 FORWARD_VALUES = {"LSTM": 4 + 1 + 1 + 4, "GRU": 3 + 1 + 4, "RNN": 1 + 1}  # x; y, c and what backward needs
 BACKWARD_VALUES = {"LSTM": 4 + 1 + 1 + 4, "GRU": 4 + 1 + 1 + 4, "RNN": 1 + 1 + 1}  # saved, c or y, dy; deltas
 ALGORITHMS = ["step", "block", "grid"]
+KINDS = ["Narrow", "Wide", "Broad"]  # of GridKind
 
 
 @dataclass(frozen=True)
@@ -86,7 +87,7 @@ class Step:
     memory: float  # bytes, of all
     waits: int = 0  # one after the other, each of `wait` microseconds: loads from L2, or launches
     wait: float = 0
-    barrier: float = 0  # microseconds before anything else can start
+    exchange: float = 0  # microseconds before anything else can start: what is read has to arrive in L2
 
     @property
     def multiply_us(self) -> float:
@@ -106,9 +107,9 @@ class Step:
 
     @property
     def limit(self) -> float:
-        """Everything overlaps but the barrier."""
+        """Everything overlaps but the exchange."""
         work = max(self.multiply_us, self.shared_us, self.l2_us, self.waits * self.wait)
-        return max(self.barrier + work, self.memory_us)
+        return max(self.exchange + work, self.memory_us)
 
 
 @dataclass(frozen=True)
@@ -119,14 +120,28 @@ class Schedule:
     tiles: int
     kept: int
     rows: int
-    ahead: int
+    ahead: int  # chunks whose rows are on their way together
+    ahead_of_slots: int
 
     @staticmethod
-    def of(wide: bool, tensor_cores: bool) -> Schedule:
+    def of(kind: int, tensor_cores: bool, architecture: int) -> Schedule:
         plan, product = ((SOURCES / name).read_text("utf-8") for name in ("grid_plan.h", "grid_product.cuh"))
-        shape = _numbers(rf"using Grid{'Wide' if wide else 'Narrow'} = GridShape<(\d+), (\d+), (\d+)>", plan)
+        warps, tiles, kept = _numbers(rf"using Grid{KINDS[kind]} = GridShape<(\d+), (\d+), (\d+)>", plan)
         struct = "MmaProduct" if tensor_cores else "FmaProduct"
-        return Schedule(*shape, *_numbers(rf"struct {struct} {{.*?kRows = (\d+),.*?kAhead = (\d+);", product))
+        (rows,) = _numbers(rf"struct {struct} {{.*?kRows = (\d+)", product)
+        branch = r"FUSEDRNN_ARCH == 900\n" if architecture == 90 else r"#else\n"
+        mma, of_slots, fma = _numbers(
+            branch + r"constexpr int kMmaAhead = (\d+), kMmaAheadOfSlots = (\d+), kFmaAhead = (\d+);", product
+        )
+        ahead, ahead_of_slots = (mma, of_slots) if tensor_cores else (fma, fma)
+        return Schedule(warps, tiles, kept, rows, ahead, ahead_of_slots)
+
+    def waits(self, groups: int, chunks: int) -> int:
+        """Rounds of loads from L2 in which a warp reads its rows once for each group of tiles."""
+        own = -(-chunks // self.warps)
+        kept = min(own, self.kept)
+        first = -(-kept // min(self.ahead, self.kept)) + -(-(own - kept) // self.ahead_of_slots)
+        return first + (groups - 1) * -(-own // self.ahead_of_slots)
 
 
 def _numbers(pattern: str, text: str) -> list[int]:
@@ -153,25 +168,24 @@ def plans(problems: list[Problem], device: Device) -> list[dict[str, int]]:
 
 
 def grid_step(p: Problem, plan: dict[str, int], device: Device) -> Step:
-    schedule = Schedule.of(bool(plan["wide"]), bool(plan["tensor_cores"]))
-    passes = -(-p.B // 16)
-    takes = -(-min(p.B, 16) // schedule.rows)  # times that a pass goes over its weights
+    schedule, rows = Schedule.of(plan["kind"], bool(plan["tensor_cores"]), device.architecture), plan["rows"]
+    passes = -(-rows // 16)
+    takes = -(-min(rows, 16) // schedule.rows)  # times that a pass goes over its weights
     columns, K = plan["groups"] * schedule.tiles * 8, plan["chunks"] * 64 // TYPES[p.type]
     slot = schedule.warps * schedule.tiles * 512
-    own = -(-plan["chunks"] // schedule.warps)
-    sums = 2 * 4 * p.B * schedule.warps * columns  # written and read
-    exchanged = plan["groups"] * p.B * plan["chunks"] * 64
+    sums = 2 * 4 * rows * schedule.warps * columns  # written and read
+    exchanged = plan["groups"] * rows * plan["chunks"] * 64
     return Step(
         device,
         multiplied=passes * takes * schedule.rows * columns * K,
         rate=device.rate(p.type, bool(plan["tensor_cores"])),
         shared=passes * takes * plan["shared_slots"] * slot + sums,
         l2=exchanged + passes * takes * (plan["slots"] - plan["shared_slots"]) * slot,
-        busy=plan["blocks"],
+        busy=plan["teams"] * plan["blocks"],
         memory=memory_bytes(p),
-        waits=passes * takes * (-(-min(own, schedule.kept) // schedule.ahead) + plan["slots"]),
+        waits=passes * takes * schedule.waits(plan["groups"], plan["chunks"]),
         wait=device.us(device.l2_wait),
-        barrier=device.us(2 * device.l2_wait),
+        exchange=device.us(device.l2_wait),
     )
 
 
@@ -215,9 +229,9 @@ def memory_bytes(p: Problem) -> float:
     return values * p.B * p.H * TYPES[p.type]
 
 
-def where_weights_are(p: Problem, plan: dict[str, int]) -> str:
+def where_weights_are(plan: dict[str, int], device: Device) -> str:
     """Per cent of the tiles of w_hh in registers, in shared memory, in L2."""
-    schedule = Schedule.of(bool(plan["wide"]), bool(plan["tensor_cores"]))
+    schedule = Schedule.of(plan["kind"], bool(plan["tensor_cores"]), device.architecture)
     all = plan["groups"] * -(-plan["chunks"] // schedule.warps)
     parts = [all - plan["slots"], plan["shared_slots"], plan["slots"] - plan["shared_slots"]]
     return " / ".join(f"{100 * part / all:.0f}" for part in parts)
@@ -256,8 +270,8 @@ def table(device: Device) -> str:
             step = grid_step(p, plan, device)
             limits["grid"] = f"{step.limit:.2f}"
             parts = [
-                where_weights_are(p, plan),
-                f"{plan['blocks']} of {amount(plan['shared_bytes'])}",
+                where_weights_are(plan, device),
+                f"{plan['teams']} x {plan['blocks']} of {amount(plan['shared_bytes'])}",
                 f"{step.multiply_us:.2f} ({amount(step.multiplied * step.busy)})",
                 f"{step.shared_us:.2f} ({amount(step.shared)})",
                 f"{step.l2_us:.2f} ({amount(step.l2 * step.busy)})",

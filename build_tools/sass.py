@@ -8,7 +8,7 @@ import shutil
 import subprocess
 import sysconfig
 from collections import Counter
-from collections.abc import Collection, Iterator
+from collections.abc import Collection
 from dataclasses import dataclass, field
 from pathlib import Path
 
@@ -29,25 +29,26 @@ class Kernel:
         """Instructions of these opcodes, of a width in bits if one is given."""
         return sum(_is(opcode, opcodes, width) for opcode, _ in self.code)
 
-    def inner_loops(self) -> Iterator[list[str]]:
-        """The opcodes of each loop that has no other inside."""
+    def product_loops(self) -> list[list[str]]:
+        """The opcodes of each loop that multiplies the matrix and has none of its kind inside. In it, others may wait
+        for what is multiplied. Gate math has multiply-adds too, but what it makes is stored."""
+        product = "HMMA" if self.count("HMMA") else "FFMA"
         loops = set()
         for at, (opcode, operands) in enumerate(self.code):
             target = _TARGET.search(operands)
             if opcode.startswith("BRA") and target and (start := self.labels.get(target[1], at)) < at:
                 loops.add((start, at))
-        for start, end in sorted(loops):
-            if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in loops):
-                yield [opcode for opcode, _ in self.code[start : end + 1]]
-
-    def product_loops(self) -> list[list[str]]:
-        """Inner loops that multiply the matrix: gate math has multiply-adds too, but what it makes is stored."""
-        product = "HMMA" if self.count("HMMA") else "FFMA"
+        multiply = {(start, end): [opcode for opcode, _ in self.code[start : end + 1]] for start, end in sorted(loops)}
+        multiply = {at: loop for at, loop in multiply.items() if any(_is(opcode, [product]) for opcode in loop)}
+        innermost = [
+            loop
+            for (start, end), loop in multiply.items()
+            if not any(start <= s and e <= end and (s, e) != (start, end) for s, e in multiply)
+        ]
         return [
             loop
-            for loop in self.inner_loops()
-            if any(_is(opcode, [product]) for opcode in loop)
-            and any(_is(opcode, LOADS) for opcode in loop)
+            for loop in innermost
+            if any(_is(opcode, LOADS) for opcode in loop)
             and not any(_is(opcode, ["ST", "STG", "MUFU"]) for opcode in loop)
         ]
 

@@ -203,12 +203,15 @@ def test_a_missing_disassembler_is_named(monkeypatch):
         sass.disassembler()
 
 
-# 96 blocks of 8 units; a warp has 3 of the 24 chunks of K, all in registers, and loads 3 at once.
-PLAN = {"wide": 1, "tensor_cores": 1, "groups": 1, "chunks": 24, "slots": 0, "shared_slots": 0, "blocks": 96}
+# 96 blocks of 8 units; a warp has 3 of the 24 chunks of K, all in registers, whose rows are loaded at once.
+PLAN = {"kind": 1, "tensor_cores": 1, "groups": 1, "chunks": 24, "slots": 0, "shared_slots": 0}
+PLAN |= {"teams": 1, "blocks": 96, "rows": 16}
 
 
 def test_limits_of_a_step_whose_weights_are_in_registers(monkeypatch):
-    monkeypatch.setattr(cuda_limits.Schedule, "of", lambda *_: cuda_limits.Schedule(8, 4, 6, rows=16, ahead=3))
+    monkeypatch.setattr(
+        cuda_limits.Schedule, "of", lambda *_: cuda_limits.Schedule(8, 4, 6, 16, ahead=12, ahead_of_slots=3)
+    )
     problem = cuda_limits.Problem("LSTM", "float16", 16, 768, backward=False)
     step = cuda_limits.grid_step(problem, PLAN, cuda_limits.DEVICES[1])
     assert step.multiplied * step.busy == 16 * 4 * 768 * 768
@@ -216,25 +219,36 @@ def test_limits_of_a_step_whose_weights_are_in_registers(monkeypatch):
     assert step.shared == 2 * 4 * 16 * 8 * 32
     assert step.memory == (4 + 1 + 1 + 4) * 16 * 768 * 2
     assert step.waits == 1
-    assert step.limit == step.barrier + max(step.multiply_us, step.shared_us, step.l2_us, step.wait)
-    assert cuda_limits.where_weights_are(problem, PLAN) == "100 / 0 / 0"
+    assert step.limit == step.exchange + max(step.multiply_us, step.shared_us, step.l2_us, step.wait)
+    assert cuda_limits.where_weights_are(PLAN, cuda_limits.DEVICES[1]) == "100 / 0 / 0"
 
 
 def test_weights_that_are_not_in_registers_are_read_once_for_each_pass(monkeypatch):
-    monkeypatch.setattr(cuda_limits.Schedule, "of", lambda *_: cuda_limits.Schedule(8, 4, 2, rows=16, ahead=2))
+    monkeypatch.setattr(
+        cuda_limits.Schedule, "of", lambda *_: cuda_limits.Schedule(8, 4, 2, 16, ahead=12, ahead_of_slots=3)
+    )
     problem = cuda_limits.Problem("LSTM", "float16", 32, 768, backward=False)
-    plan = {**PLAN, "chunks": 64, "slots": 6, "shared_slots": 4}
+    plan = {**PLAN, "chunks": 64, "slots": 6, "shared_slots": 4, "rows": 32}
     step = cuda_limits.grid_step(problem, plan, cuda_limits.DEVICES[0])
     slot = 8 * 4 * 512
     assert step.l2 == 32 * 64 * 64 + 2 * 2 * slot
     assert step.shared == 2 * 4 * slot + 2 * 4 * 32 * 8 * 32
-    assert step.waits == 2 * (1 + 6)
-    assert cuda_limits.where_weights_are(problem, plan) == "25 / 50 / 25"
+    assert step.waits == 2 * (1 + 2)
+    assert cuda_limits.where_weights_are(plan, cuda_limits.DEVICES[0]) == "25 / 50 / 25"
 
 
 def test_numbers_of_the_sources_are_found():
-    wide = cuda_limits.Schedule.of(wide=True, tensor_cores=True)
-    narrow = cuda_limits.Schedule.of(wide=False, tensor_cores=False)
-    assert wide.tiles > narrow.tiles and wide.rows > narrow.rows
+    narrow, wide, broad = (cuda_limits.Schedule.of(kind, kind > 0, 90) for kind in range(3))
+    assert narrow.tiles < wide.tiles < broad.tiles and narrow.rows < wide.rows == broad.rows
+    assert cuda_limits.Schedule.of(1, True, 80).ahead < wide.ahead
+
+
+def test_a_group_of_tiles_more_loads_its_rows_again():
+    made = cuda_limits.Schedule(8, 4, 2, 16, ahead=12, ahead_of_slots=3)
+    assert [made.waits(groups, chunks=64) for groups in (1, 2)] == [1 + 2, 1 + 2 + 3]
+    assert made.waits(1, chunks=16) == 1
+
+
+def test_what_the_sources_no_longer_say_is_named():
     with pytest.raises(SystemExit, match="no more"):
         cuda_limits._numbers(r"no such (\d+)", "text")

@@ -47,31 +47,36 @@ def refused(error: RuntimeError) -> bool:
 
 
 def kernels(request: dict[str, Any]) -> None:
-    """A small forward and backward pass of every cell and dtype by every algorithm."""
+    """A small forward and backward pass of every cell and dtype by every algorithm; half types, whose products a
+    sanitizer may fall over, come last."""
     device = request["device"]
-    dtypes = (torch.float32, torch.float16, torch.bfloat16, torch.float64)
-    sizes = [(3, 5, 4, 33, False), (2, 17, 8, 64, True)]  # T, B, I, H, and batch first and reversed
-    for algorithm in request["algorithms"]:
-        for cell, shape in CELLS.items():
-            for dtype in dtypes:
-                for T, B, I, H, turned in sizes:
-                    rows = (B, T) if turned else (T, B)
-                    x = torch.randn(*rows, I, device=device, dtype=dtype, requires_grad=True)
-                    weights = [torch.randn(n, device=device, dtype=dtype).div(8).requires_grad_()
-                               for n in ((shape.gates * H, I), (shape.gates * H, H), (shape.gates * H,))]  # fmt: skip
-                    states = [torch.zeros(B, H, device=device, dtype=dtype) for _ in range(shape.states)]
-                    outcome = "ran"
+    for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
+        for algorithm in request["algorithms"]:
+            for cell in CELLS:
+                for T, B, I, H, turned in [(3, 5, 4, 33, False), (2, 17, 8, 64, True)]:
                     with forced(algorithm):
-                        try:
-                            out = functional._layer(cell, x, states, [*weights, weights[2]], None, turned, turned)
-                            torch.autograd.grad([t.sum() for t in out], [x, *weights])
-                        except RuntimeError as error:
-                            if not refused(error):
-                                raise
-                            outcome = "refused"
-                    if device.startswith("cuda"):
-                        torch.cuda.synchronize()
+                        outcome = one_kernel(cell, (T, B, I, H), dtype, turned, device)
                     say(case=f"{algorithm} {cell} {str(dtype)[6:]} H={H}", outcome=outcome)
+
+
+def one_kernel(cell: str, size: tuple[int, int, int, int], dtype: torch.dtype, turned: bool, device: str) -> str:
+    """Of T, B, I, H; turned: batch first and reversed."""
+    T, B, I, H = size
+    shape = CELLS[cell]
+    x = torch.randn(*((B, T) if turned else (T, B)), I, device=device, dtype=dtype, requires_grad=True)
+    weights = [torch.randn(n, device=device, dtype=dtype).div(8).requires_grad_()
+               for n in ((shape.gates * H, I), (shape.gates * H, H), (shape.gates * H,))]  # fmt: skip
+    states = [torch.zeros(B, H, device=device, dtype=dtype) for _ in range(shape.states)]
+    try:
+        out = functional._layer(cell, x, states, [*weights, weights[2]], None, turned, turned)
+        torch.autograd.grad([t.sum() for t in out], [x, *weights])
+    except RuntimeError as error:
+        if not refused(error):
+            raise
+        return "refused"
+    if device.startswith("cuda"):
+        torch.cuda.synchronize()
+    return "ran"
 
 
 def each(request: dict[str, Any], row: Callable[[Shape], dict[str, Any]]) -> None:

@@ -159,6 +159,19 @@ FUSEDRNN_DEVICE void add_relaxed(unsigned* p, unsigned v) {
   asm volatile("red.relaxed.gpu.global.add.u32 [%0], %1;" ::"l"(p), "r"(v) : "memory");
 }
 
+// 16 bytes, and a value of two or four, relaxed as above: whole as far as the value goes, not as the 16 bytes.
+FUSEDRNN_DEVICE uint4 load_relaxed(const uint4* p) {
+  uint4 v;
+  asm volatile("ld.relaxed.gpu.global.v4.u32 {%0, %1, %2, %3}, [%4];"
+               : "=r"(v.x), "=r"(v.y), "=r"(v.z), "=r"(v.w)
+               : "l"(p)
+               : "memory");
+  return v;
+}
+FUSEDRNN_DEVICE void store_relaxed(unsigned short* p, unsigned short v) {
+  asm volatile("st.relaxed.gpu.global.u16 [%0], %1;" ::"l"(p), "h"(v) : "memory");
+}
+
 FUSEDRNN_DEVICE void nanosleep(unsigned ns) { __nanosleep(ns); }
 
 // Asks until the answer is yes. What `done` looks at must be read by load_acquire or load_relaxed.
@@ -167,9 +180,14 @@ FUSEDRNN_DEVICE void spin_until(Done done) {
   while (!done()) nanosleep(20);
 }
 
-// Stand-alone fences. The emulator's race checker takes none of them for order between threads.
+// In a loop of loads that waits for what others write, where every nanosecond counts: nothing, but in the emulator the
+// turn of others.
+FUSEDRNN_DEVICE void spin_on() {}
+
+// Stand-alone fences, which order what is relaxed around them. The emulator's race checker takes none of them for order
+// between threads.
 FUSEDRNN_DEVICE void fence_block() { __threadfence_block(); }
-FUSEDRNN_DEVICE void fence_gpu() { __threadfence(); }
+FUSEDRNN_DEVICE void fence_gpu() { asm volatile("fence.acq_rel.gpu;" ::: "memory"); }
 FUSEDRNN_DEVICE void fence_system() { __threadfence_system(); }
 
 }  // namespace fusedrnn

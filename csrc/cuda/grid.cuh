@@ -1,37 +1,40 @@
 // The whole sequence in one cooperative launch: what forward (grid_forward.cuh) and backward (grid_backward.cuh) share.
 //
-// Hidden units are spread over the blocks, one block a multiprocessor. A block keeps the weights of its units on chip
-// for the whole sequence, as far as they fit (grid_product.cuh), and its states (c and h, dc and the direct part of dh)
-// in shared memory in Compute<T>. In each step it multiplies what all blocks made in the step before (h, or delta) by
-// its weights, in passes of 16 rows: warps share K and leave partial sums in shared memory, threads then take a (row,
-// unit) each, add the partial sums, run the gate math, write what the caller wants, and publish the new h or delta in
-// the exchange buffer, in T. A barrier of the grid ends the step.
+// Blocks, one a multiprocessor, form teams, each with rows of the batch of its own; teams have nothing to do with each
+// other. Hidden units are spread over the blocks of a team. A block keeps the weights of its units on chip for the
+// whole sequence, as far as they fit (grid_product.cuh), and its states (c and h, dc and the direct part of dh) in
+// shared memory in Compute<T>. In each step it multiplies what all blocks of the team made in the step before (h, or
+// delta) by its weights, in passes of 16 rows: warps share K and leave partial sums in shared memory, threads then take
+// a (row, unit) each, add the partial sums, run the gate math, publish the new h or delta in the exchange, in T, and
+// write what the caller wants.
 //
-// What crosses blocks, and what orders it. "Arrive" is __syncthreads, then add_release by thread 0; "pass" is
-// load_acquire by thread 0 of all arrivals, then __syncthreads. A release covers the writes of the whole block, which
-// __syncthreads ordered before it, and what is acquired holds for the whole block by the __syncthreads after it.
+// No barrier crosses blocks in the loop: a value is its own flag. A place of the exchange that is not written yet holds
+// kUnwritten, all bits set, which no value is (publish() sees to that), and who needs it loads it until it is another
+// (grid_product.cuh). So a step costs one store and one load through L2, where a barrier would cost three of each.
 //
-//   datum                          written                  read                       ordered by
-//   exchange[0] before step 0:     each block, its units    product of step 0          grid.sync() before the first
-//   step
-//     h0 or zeros, zero padding
-//   padding of exchange[1]         last block, at start     product of odd steps       the same grid.sync()
-//   exchange[(k + 1) % 2]          gate math of step k      product of step k + 1      arrive after step k -> pass
-//   before
-//                                                                                        step k + 1
-//   exchange[(k + 1) % 2] again    product of step k - 1    gate math of step k        arrive after step k - 1 -> pass
-//     (a read before a write)        reads it                 overwrites it              before step k
-//   the counter of arrivals        block 0 sets it to 0     all add to it              the same grid.sync()
+// There are kExchanges = 4 of them, taken in turn. The thread that publishes value e of datum k (h before step k) in
+// exchange k % 4
 //
-// Backward counts k down: read there "step k + 1" for "step k - 1" and the other way round, "last" for "first", deltas
-// for h, and w.at(k) as what step k writes and w.at(k + 1) as what it reads; before the last step nothing is published
-// but the padding, since there is no product in it. Where dh0 is wanted, one more arrive and pass follow step 0.
+//   at the end of step k - 1   publishes it; every block of the team reads it in step k
+//   at the end of step k + 1   clears the place again: to get there its block has read data k + 1 of the same row, of
+//                              all blocks, which they published after they had read datum k of that row
+//   at the end of step k + 3   publishes datum k + 4 there, which others read in step k + 4
 //
-// Two buffers are what makes one barrier a step enough: who writes a buffer has passed the barrier at which all arrived
-// who had to read it. Nothing else that a block writes is read by another. Exchanged rows are read with ld.global.cg,
-// which does not look into L1; an acquire would do.
+// Who reads in step k + 4 must find datum k + 4 or kUnwritten, not datum k. Between the clearing (end of step k + 1)
+// and that read lies a chain of the same two threads: the publisher's fence in step k + 2, its datum k + 3 published at
+// the end of that step, the reader's load of datum k + 3 in step k + 3, from the same place of another exchange, and
+// the reader's fence in step k + 4. Both fences are the one that each thread has at the start of a step: it takes some
+// 750 clocks on an H100 wherever it stands, and there they pass while the values of others are on their way anyway.
+// With three exchanges no such publication would lie between.
 //
-// Deterministic: no atomic but the counter, and sums are added in the order that grid_product.cuh states.
+// Backward counts k down: read there "k - 1" for "k + 1" and so on, deltas for h, w.at(k) as what step k publishes and
+// w.at(k + 1) as what it reads. Nothing is read in the first step that is run. Where dh0 is wanted, deltas of step 0
+// are read once more.
+//
+// What is there before step 0 (h0 or zeros, kUnwritten elsewhere, zeros in the padding beyond K) is ordered by a
+// grid.sync(). Nothing else that a block writes is read by another.
+//
+// Deterministic: no atomics, and sums are added in the order that grid_product.cuh states.
 #pragma once
 #include <cooperative_groups.h>
 
@@ -41,46 +44,19 @@
 namespace fusedrnn {
 namespace cuda {
 
-// A barrier of all blocks of a cooperative launch, in two halves. The counter only ever grows: there is no reset that
-// could meet a late reader. It may wrap, since differences are compared.
-class GridBarrier {
- public:
-  explicit FUSEDRNN_DEVICE GridBarrier(unsigned* arrivals) : arrivals_(arrivals) {}
-
-  // By one thread, before the grid.sync() that comes before all use.
-  static FUSEDRNN_DEVICE void clear(unsigned* arrivals) { store_relaxed(arrivals, 0); }
-
-  FUSEDRNN_DEVICE void arrive() {
-    __syncthreads();
-    expected_ += gridDim.x;
-    if (threadIdx.x == 0) add_release(arrivals_, 1);
-  }
-  FUSEDRNN_DEVICE void pass() const {
-    if (threadIdx.x == 0) spin_until([&] { return int(load_acquire(arrivals_) - expected_) >= 0; });
-    __syncthreads();
-  }
-
- private:
-  unsigned* arrivals_;
-  unsigned expected_ = 0;
-};
-
 // The workspace of a launch, cut up. It needs no initial value.
 template <class T>
 struct GridWorkspace {
-  unsigned* arrivals;
-  T* exchange;               // two of them
+  T* exchange;               // kExchanges of them
   int64_t pitch, exchanged;  // values of a row, and of one exchange
   uint4* streamed;
 
   GridWorkspace(void* p, const GridPlan& plan, int64_t B) : pitch(plan.chunks * (kChunkBytes / int64_t(sizeof(T)))) {
-    auto* bytes = static_cast<unsigned char*>(p);
-    arrivals = reinterpret_cast<unsigned*>(bytes);
-    exchange = reinterpret_cast<T*>(bytes + 256);
+    exchange = static_cast<T*>(p);
     exchanged = B * pitch;
-    streamed = reinterpret_cast<uint4*>(exchange + 2 * exchanged);
+    streamed = reinterpret_cast<uint4*>(exchange + kExchanges * exchanged);
   }
-  FUSEDRNN_DEVICE Exchanged<T> at(int64_t k) const { return {exchange + (k & 1) * exchanged, pitch}; }
+  FUSEDRNN_DEVICE Exchanged<T> at(int64_t k) const { return {exchange + (k & (kExchanges - 1)) * exchanged, pitch}; }
 };
 
 // Shared memory. States of (row, unit): h and c forward; dc, and the part of dh that does not pass w_hh, backward.
@@ -90,11 +66,11 @@ struct GridShared {
   uint4* weights;
 
   template <class Shape>
-  static FUSEDRNN_INLINE GridShared carve(SharedCarver& carver, const GridPlan& plan, int64_t B) {
+  static FUSEDRNN_INLINE GridShared carve(SharedCarver& carver, const GridPlan& plan) {
     const int columns = plan.groups * Shape::kTiles * kTileColumns;
-    const size_t states = size_t(B) * size_t(plan.units);
+    const size_t states = size_t(plan.rows) * size_t(plan.units);
     GridShared s;
-    const int rows = pass_rows(B), pitch = int(sums_pitch(columns));
+    const int rows = pass_rows(plan.rows), pitch = int(sums_pitch(columns));
     s.sums = {carver.take<float>("sums", size_t(Shape::kWarps * rows * pitch)), rows, pitch};
     s.h = carver.take<float>("h", states);
     s.c = carver.take<float>("c", states);
@@ -105,22 +81,41 @@ struct GridShared {
   }
 };
 
-// The units of this block, and the (row, unit) pairs of a thread in one pass, which are the same in every step.
-struct GridUnits {
-  int64_t first;
-  int count;
+// The rows and units of this block, and the (row, unit) pairs of a thread in one pass, which are the same in every
+// step.
+struct GridPart {
+  int64_t begin, end;  // rows
+  int64_t first;       // unit
+  int count;           // of units
+  bool last;           // of its team
 
-  FUSEDRNN_DEVICE GridUnits(const GridPlan& plan, int64_t H)
-      : first(int64_t(blockIdx.x) * plan.units), count(H - first < plan.units ? int(H - first) : plan.units) {}
+  FUSEDRNN_DEVICE GridPart(const GridPlan& plan, int64_t B, int64_t H) {
+    const int team = int(blockIdx.x) / plan.team_blocks, member = int(blockIdx.x) - team * plan.team_blocks;
+    begin = team * plan.rows, end = B - begin < plan.rows ? B : begin + plan.rows;
+    first = int64_t(member) * plan.units, count = H - first < plan.units ? int(H - first) : plan.units;
+    last = member == plan.team_blocks - 1;
+  }
 
-  // The i-th pair of the rows from `row`.
-  struct Pair {
+  FUSEDRNN_DEVICE int64_t states() const { return (end - begin) * count; }
+  // Where state i of them is.
+  FUSEDRNN_DEVICE int64_t row_of(int64_t i) const { return begin + i / count; }
+  FUSEDRNN_DEVICE int64_t unit_of(int64_t i) const { return first + i % count; }
+
+  // The i-th (row, unit) of a pass. A thread asks once for its own, because it divides.
+  struct Place {
     int in_pass, u;  // row of the pass, unit of the block
+  };
+  FUSEDRNN_DEVICE Place place(int i) const {
+    const int r = i / count;
+    return {r, i - r * count};
+  }
+
+  // The same of the rows from `row`.
+  struct Pair : Place {
     int64_t b, unit, state;
   };
-  FUSEDRNN_DEVICE Pair pair(int i, int64_t row) const {
-    const int r = i / count, u = i - r * count;
-    return {r, u, row + r, first + u, (row + r) * count + u};
+  FUSEDRNN_DEVICE Pair pair(const Place& p, int64_t row) const {
+    return {p, row + p.in_pass, first + p.u, (row - begin + p.in_pass) * count + p.u};
   }
 };
 
@@ -133,28 +128,29 @@ FUSEDRNN_DEVICE float sum_of(const Sums& sums, int row, int column) {
   return v;
 }
 
-// Partial sums of a pass.
+// Partial sums of the pass that begins with `row`, of the rows before `end`.
 template <class P, class Shape, class T>
-FUSEDRNN_DEVICE void multiply_pass(const Weights<Shape>& weights, const Exchanged<T>& a, int64_t row, int64_t B,
+FUSEDRNN_DEVICE void multiply_pass(const Weights<Shape>& weights, const Exchanged<T>& a, int64_t row, int64_t end,
                                    const GridPlan& plan, const Sums& sums) {
-  const int rows = pass_rows(B - row);
-  for (int r = 0; r < rows; r += P::kRows) weights.template multiply<P>(a, row + r, B, plan, sums, r);
+  const int rows = pass_rows(end - row);
+  for (int r = 0; r < rows; r += P::kRows) weights.template multiply<P>(a, row + r, end, plan, sums, r);
 }
 
-// Zeros beyond K in both buffers, where fragments of weights are zero too: by one block.
+// Zeros beyond K in all exchanges, where fragments of weights are zero too: by one block of a team.
 template <class T>
-FUSEDRNN_DEVICE void clear_padding(const GridWorkspace<T>& w, int64_t B, int64_t K) {
+FUSEDRNN_DEVICE void clear_padding(const GridWorkspace<T>& w, const GridPart& part, int64_t K) {
   const int64_t padding = w.pitch - K;
-  for (int64_t i = threadIdx.x; i < B * padding; i += blockDim.x)
-    for (int buffer = 0; buffer < 2; ++buffer)
-      w.at(buffer).p[i / padding * w.pitch + K + i % padding] = from_compute<T>(0.0f);
+  if (!part.last) return;
+  for (int64_t i = threadIdx.x; i < (part.end - part.begin) * padding; i += blockDim.x)
+    for (int64_t k = 0; k < kExchanges; ++k)
+      w.at(k).p[(part.begin + i / padding) * w.pitch + K + i % padding] = from_compute<T>(0.0f);
 }
 
 template <class Shape>
-Launch grid_launch(const GridPlan& plan, int64_t B, cudaStream_t stream) {
+Launch grid_launch(const GridPlan& plan, cudaStream_t stream) {
   SharedCarver measure;
-  GridShared::carve<Shape>(measure, plan, B);
-  return {dim3(unsigned(plan.blocks)), dim3(Shape::kWarps * 32), measure.bytes(), true, stream};
+  GridShared::carve<Shape>(measure, plan);
+  return {dim3(unsigned(plan.blocks())), dim3(Shape::kWarps * 32), measure.bytes(), true, stream};
 }
 
 }  // namespace cuda

@@ -13,6 +13,10 @@
 // step. A thread writes and reads its own fragments alone, so none of this needs a barrier, and neighbours read
 // neighbouring 16 bytes.
 //
+// A row comes into being while it is read: what others have not published yet is loaded again. All loads of a batch of
+// chunks are on their way at once, and the first round of them starts before the values are there, since a load that
+// finds nothing costs less than a load that is late.
+//
 // Order of sums, fixed: a thread adds its chunks in ascending order, then (FMA) lanes q are added as a tree, or inside
 // the mma instruction, then whoever reads the partial sums adds warps in ascending order.
 #pragma once
@@ -53,19 +57,49 @@ FUSEDRNN_DEVICE T as_operand(T v) {
   return v;
 }
 
-// Rows of the exchanged matrix: row b is at p + b pitch, zero beyond its K.
+// What a place of the exchange holds before it is published: the bits of a NaN that no arithmetic makes. Should a
+// caller bring it, in h0 or in a gradient, its sign is taken.
+FUSEDRNN_DEVICE unsigned bits_of(float v) { return __float_as_uint(v); }
+FUSEDRNN_DEVICE unsigned short bits_of(__half v) { return __half_as_ushort(v); }
+FUSEDRNN_DEVICE unsigned short bits_of(__nv_bfloat16 v) { return __bfloat16_as_ushort(v); }
+template <class Bits>
+constexpr Bits kUnwritten = Bits(~Bits(0));
+
+// Whether a value in these 16 bytes is not there yet.
+template <class T>
+FUSEDRNN_DEVICE bool unwritten(const uint4& v) {
+  if constexpr (sizeof(T) == 4) {
+    return v.x == ~0u || v.y == ~0u || v.z == ~0u || v.w == ~0u;
+  } else {
+    // A half of ~x that is zero is where a borrow comes from.
+    const auto any = [](unsigned x) { return (~x - 0x10001u) & x & 0x80008000u; };
+    return (any(v.x) | any(v.y) | any(v.z) | any(v.w)) != 0;
+  }
+}
+
+// Rows of an exchange: row b is at p + b pitch, zero beyond its K.
 template <class T>
 struct Exchanged {
   T* p;
   int64_t pitch;
+  using Bits = decltype(bits_of(T()));
 
-  // Past L1, which may hold what the row was two steps ago. Rows that are not there are zero.
+  FUSEDRNN_DEVICE void publish(int64_t row, int64_t k, T v) const {
+    const Bits bits = bits_of(v);
+    store_relaxed(at(row, k), bits == kUnwritten<Bits> ? Bits(bits >> 1) : bits);
+  }
+  FUSEDRNN_DEVICE void clear(int64_t row, int64_t k) const { store_relaxed(at(row, k), kUnwritten<Bits>); }
+
+  // As it is now. Rows that are not there are zero.
   FUSEDRNN_DEVICE uint4 load(int64_t row, int64_t rows, int chunk, int chunks) const {
     constexpr int kChunk = kChunkBytes / int(sizeof(T));
     if (row >= rows || chunk >= chunks) return uint4{0, 0, 0, 0};
     const T* from = p + row * pitch + int64_t(chunk) * kChunk + threadIdx.x % 4 * Values<T>::kCount;
-    return __ldcg(reinterpret_cast<const uint4*>(from));
+    return load_relaxed(reinterpret_cast<const uint4*>(from));
   }
+
+ private:
+  FUSEDRNN_DEVICE Bits* at(int64_t row, int64_t k) const { return reinterpret_cast<Bits*>(p + row * pitch + k); }
 };
 
 // Partial sums of a pass: [kWarps][rows][pitch], of sums_pitch.
@@ -75,10 +109,17 @@ struct Sums {
   FUSEDRNN_DEVICE float* at(int warp, int row) const { return p + (warp * rows + row) * pitch; }
 };
 
+// Chunks whose rows are on their way together: of weights in registers, and of others. More of them spill.
+#if FUSEDRNN_ARCH == 900
+constexpr int kMmaAhead = 12, kMmaAheadOfSlots = 3, kFmaAhead = 2;
+#else
+constexpr int kMmaAhead = 6, kMmaAheadOfSlots = 2, kFmaAhead = 1;
+#endif
+
 // Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
 template <class T, int Tiles>
 struct FmaProduct {
-  static constexpr int kRows = 4, kLoads = 4, kAhead = 2;
+  static constexpr int kRows = 4, kLoads = 4, kAhead = kFmaAhead, kAheadOfSlots = kFmaAhead;
   float d[Tiles][kRows] = {};
   int rows;  // that are there
 
@@ -120,7 +161,7 @@ struct FmaProduct {
 // Sixteen rows at a time on tensor cores.
 template <class T, int Tiles>
 struct MmaProduct {
-  static constexpr int kRows = 16, kLoads = 2, kAhead = 3;
+  static constexpr int kRows = 16, kLoads = 2, kAhead = kMmaAhead, kAheadOfSlots = kMmaAheadOfSlots;
   float d[Tiles][4] = {};
   int rows;  // that are there
 
@@ -207,20 +248,23 @@ struct Weights {
           slot_at(slot)[tile * 32] = fragment<T>(group * kTiles + tile, chunk(j), plan.chunks, weight);
   }
 
-  // Partial sums of the P::kRows rows of a from the first, which are rows `row`.. of the pass.
+  // Partial sums of the P::kRows rows of a from the first, which are rows `row`.. of the pass; there are none from end.
   template <class P, class T>
-  FUSEDRNN_DEVICE void multiply(const Exchanged<T>& a, int64_t first, int64_t B, const GridPlan& plan, const Sums& sums,
-                                int row) const {
+  FUSEDRNN_DEVICE void multiply(const Exchanged<T>& a, int64_t first, int64_t end, const GridPlan& plan,
+                                const Sums& sums, int row) const {
     int slot = 0;
     for (int group = 0; group < plan.groups; ++group) {
-      P product(B - first < P::kRows ? int(B - first) : P::kRows);
-      if (group == 0) multiply_kept(product, a, first, B, plan.chunks);
-      for (int j = group ? 0 : kKept; chunk(j) < plan.chunks; ++j, ++slot) {
-        uint4 rows[P::kLoads], w[kTiles];
-        load<P>(rows, a, first, B, chunk(j), plan.chunks);
-        load_slot(w, slot);
+      P product(end - first < P::kRows ? int(end - first) : P::kRows);
+      if (group == 0) multiply_kept(product, a, first, end, plan.chunks);
+      constexpr int kAhead = P::kAheadOfSlots;
+      for (int j = group ? 0 : kKept; chunk(j) < plan.chunks; j += kAhead) {
+        uint4 rows[kAhead][P::kLoads];
+        await(product, rows, a, first, end, j, plan.chunks);
 #pragma unroll
-        for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows, w[tile]);
+        for (int i = 0; i < kAhead; ++i) {
+          if (chunk(j + i) >= plan.chunks) break;
+          multiply_slot(product, rows[i], slot++);
+        }
       }
       product.store(sums, warp(), row, group * kTiles * kTileColumns);
     }
@@ -231,16 +275,30 @@ struct Weights {
     return slot < shared_slots ? shared + slot * kSlot : streamed + int64_t(slot - shared_slots) * kSlot;
   }
 
-  // A branch, since a pointer that may be of either memory makes generic loads; and all 16 bytes before the first
-  // product: the compiler would load halves of them where each is used, 8 bytes every 16, with bank conflicts.
-  FUSEDRNN_DEVICE void load_slot(uint4 (&w)[kTiles], int slot) const {
+  // A branch, since a pointer that may be of either memory makes generic loads.
+  template <class P>
+  FUSEDRNN_DEVICE void multiply_slot(P& product, const uint4 (&rows)[P::kLoads], int slot) const {
     if (slot < shared_slots) {
-#pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) w[tile] = shared[slot * kSlot + tile * 32];
+      multiply_tiles(product, rows, [from = shared + slot * kSlot](int tile) { return from[tile * 32]; });
     } else {
       const uint4* from = streamed + int64_t(slot - shared_slots) * kSlot;
+      multiply_tiles(product, rows, [from](int tile) { return __ldcg(from + tile * 32); });
+    }
+  }
+
+  // All 16 bytes of some tiles before the first product: the compiler would load halves of them where each is used, 8
+  // bytes every 16, with bank conflicts. Not of all tiles, for which there are no registers.
+  template <class P, class Load>
+  static FUSEDRNN_DEVICE void multiply_tiles(P& product, const uint4 (&rows)[P::kLoads], const Load& load) {
+    constexpr int kTogether = kTiles < 4 ? kTiles : 4;
+    static_assert(kTiles % kTogether == 0, "no tile is left over");
 #pragma unroll
-      for (int tile = 0; tile < kTiles; ++tile) w[tile] = __ldcg(from + tile * 32);
+    for (int first = 0; first < kTiles; first += kTogether) {
+      uint4 w[kTogether];
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) w[i] = load(first + i);
+#pragma unroll
+      for (int i = 0; i < kTogether; ++i) product.multiply(first + i, rows, w[i]);
     }
   }
 
@@ -254,28 +312,39 @@ struct Weights {
     return values.bits();
   }
 
-  template <class P, class T>
-  static FUSEDRNN_DEVICE void load(uint4 (&rows)[P::kLoads], const Exchanged<T>& a, int64_t first, int64_t B, int chunk,
-                                   int chunks) {
+  // Loads the rows of some chunks of this warp, from the j-th, until all values are there. Lanes go round together.
+  template <class P, class T, int Ahead>
+  static FUSEDRNN_DEVICE void await(const P&, uint4 (&rows)[Ahead][P::kLoads], const Exchanged<T>& a, int64_t first,
+                                    int64_t end, int j, int chunks) {
+    for (;; spin_on()) {
+      bool missing = false;
 #pragma unroll
-    for (int i = 0; i < P::kLoads; ++i) rows[i] = a.load(first + P::row_of_load(i), B, chunk, chunks);
+      for (int i = 0; i < Ahead; ++i)
+#pragma unroll
+        for (int l = 0; l < P::kLoads; ++l) rows[i][l] = a.load(first + P::row_of_load(l), end, chunk(j + i), chunks);
+#pragma unroll
+      for (int i = 0; i < Ahead; ++i)
+#pragma unroll
+        for (int l = 0; l < P::kLoads; ++l) missing |= unwritten<T>(rows[i][l]);
+      if (!__any_sync(~0u, missing)) return;
+    }
   }
 
-  // Several chunks are on their way before the first is multiplied.
   template <class P, class T>
-  FUSEDRNN_DEVICE void multiply_kept(P& product, const Exchanged<T>& a, int64_t first, int64_t B, int chunks) const {
+  FUSEDRNN_DEVICE void multiply_kept(P& product, const Exchanged<T>& a, int64_t first, int64_t end, int chunks) const {
     constexpr int kAhead = P::kAhead < kKept ? P::kAhead : kKept;
     static_assert(kKept % kAhead == 0, "no chunk is left over");
 #pragma unroll
     for (int j = 0; j < kKept; j += kAhead) {
       if (chunk(j) >= chunks) break;
       uint4 rows[kAhead][P::kLoads];
+      await(product, rows, a, first, end, j, chunks);
 #pragma unroll
-      for (int i = 0; i < kAhead; ++i) load<P>(rows[i], a, first, B, chunk(j + i), chunks);
-#pragma unroll
-      for (int i = 0; i < kAhead; ++i)
+      for (int i = 0; i < kAhead; ++i) {
+        if (chunk(j + i) >= chunks) break;
 #pragma unroll
         for (int tile = 0; tile < kTiles; ++tile) product.multiply(tile, rows[i], kept[j + i][tile]);
+      }
     }
   }
 };

@@ -18,7 +18,12 @@ struct GridKernels {
 
 template <class Cell, class F>
 cudaError_t with_shape(const GridPlan& plan, const F& f) {
-  return plan.wide ? f(Cell(), GridWide()) : f(Cell(), GridNarrow());
+  switch (plan.kind) {
+    case GridKind::kNarrow: return f(Cell(), GridNarrow());
+    case GridKind::kWide: return f(Cell(), GridWide());
+    case GridKind::kBroad: return f(Cell(), GridBroad());
+    default: return cudaErrorInvalidValue;
+  }
 }
 // f(Cell(), Shape()) of this cell and plan.
 template <class F>

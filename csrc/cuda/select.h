@@ -37,11 +37,36 @@ inline BlockShape block_shape_for(const Asked& a, const Limits& limits) {
   return best;
 }
 
-// One block a multiprocessor. It may not fit.
-inline GridPlan grid_plan_for(const Asked& a, const Limits& limits) {
-  if (a.type == ValueType::kFloat64 || !limits.cooperative) return GridPlan{};
-  return grid_blocks(GridLimits{limits.sm_count, limits.shared_bytes},
-                     GridProblem{a.B, a.H, a.gates, a.type_bytes(), a.backward});
+struct GridChoice {
+  GridPlan plan;
+  double cost;
+};
+
+// The cheapest plan of this shape with so many teams and blocks of a team at most, if it is cheaper.
+template <class Shape>
+void take_cheaper(const Asked& a, const Limits& limits, int teams, int team_blocks, GridChoice& best) {
+  const GridPlan plan =
+      grid_blocks<Shape>({team_blocks, limits.shared_bytes}, {a.B, a.H, a.gates, a.type_bytes(), a.backward}, teams);
+  if (!plan.fits) return;
+  const double cost = grid_cost<Shape>(a, limits, plan);
+  if (!best.plan.fits || cost < best.cost) best = {plan, cost};
+}
+
+// Fewer are not worth a team: a product takes as long for four as for one.
+constexpr int64_t kLeastRows = 4;
+
+// One block a multiprocessor. More teams have fewer rows each, and each block has more units. It may be that none fits.
+inline GridChoice grid_plan_for(const Asked& a, const Limits& limits) {
+  GridChoice best{};
+  if (a.type == ValueType::kFloat64 || !limits.cooperative || a.B < 1) return best;
+  const int64_t most = std::min<int64_t>(divide_up(a.B, kLeastRows), limits.sm_count);
+  for (int teams = 1; teams <= most; teams += teams < 4 ? 1 : teams / 2)
+    for (int blocks = limits.sm_count / teams; blocks > 0 && blocks >= limits.sm_count / teams / 4; blocks /= 2) {
+      take_cheaper<GridNarrow>(a, limits, teams, blocks, best);
+      take_cheaper<GridWide>(a, limits, teams, blocks, best);
+      take_cheaper<GridBroad>(a, limits, teams, blocks, best);
+    }
+  return best;
 }
 
 // Why an algorithm that is not step cannot run something.
@@ -65,7 +90,8 @@ inline Choice select(const Asked& a, const Limits& limits, const char* name) {
   // Nothing to run is no failure of what was asked for.
   if (wanted == "step" || a.B < 1 || a.H < 1) return step;
   const Choice block{Algorithm::kBlock, block_shape_for(a, limits), {}, ""};
-  const Choice grid{Algorithm::kGrid, {0, 0}, grid_plan_for(a, limits), ""};
+  const GridChoice cheapest = grid_plan_for(a, limits);
+  const Choice grid{Algorithm::kGrid, {0, 0}, cheapest.plan, ""};
   const bool can_block = block.block.rows() > 0, can_grid = grid.grid.fits;
   if (wanted == "block" && can_block) return block;
   if (wanted == "grid" && can_grid) return grid;
@@ -74,7 +100,7 @@ inline Choice select(const Asked& a, const Limits& limits, const char* name) {
   if (a.T < 2) return step;
   const double step_takes = step_cost(a, limits);
   const double block_takes = can_block ? block_cost(a, limits, block.block) : step_takes;
-  const double grid_takes = can_grid ? grid_cost(a, limits, grid.grid) : step_takes;
+  const double grid_takes = can_grid ? cheapest.cost : step_takes;
   if (block_takes < step_takes && block_takes <= grid_takes) return block;
   return grid_takes < step_takes ? grid : step;
 }

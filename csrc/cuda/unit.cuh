@@ -61,19 +61,24 @@ FUSEDRNN_DEVICE State<Compute<T>> initial_state(const Forward<T>& a, int64_t b, 
   return state;
 }
 
-// Step t: the product w_hh h without bias, of all gates, and the state before it, which becomes the state after it.
+// One step: the product w_hh h without bias, of all gates, and the state before it, which becomes the state after it.
 template <class Cell, class T>
-FUSEDRNN_DEVICE void forward_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, Projection<Cell, T> x,
-                                  const Biases<Cell, T>& bias, const Compute<T> (&product)[Cell::kGates],
-                                  State<Compute<T>>& state) {
-  using F = Compute<T>;
-  F recurrent[Cell::kGates], saved[kSavedSlots<Cell>];
+FUSEDRNN_DEVICE void run_unit(Projection<Cell, T> x, const Biases<Cell, T>& bias,
+                              const Compute<T> (&product)[Cell::kGates], State<Compute<T>>& state,
+                              Compute<T> (&saved)[kSavedSlots<Cell>]) {
+  Compute<T> recurrent[Cell::kGates];
 #pragma unroll
   for (int g = 0; g < Cell::kGates; ++g) {
     x.gate[g] += bias.input[g];
     recurrent[g] = product[g] + bias.recurrent[g];
   }
   Cell::forward(x.gate, recurrent, state, saved);
+}
+
+// What step t leaves in memory.
+template <class Cell, class T>
+FUSEDRNN_DEVICE void store_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, const State<Compute<T>>& state,
+                                const Compute<T> (&saved)[kSavedSlots<Cell>]) {
   a.y.at(t, b)[j] = from_compute<T>(state.h);
   if constexpr (Cell::kHasCellState)
     if (a.c) a.c.at(t, b)[j] = from_compute<T>(state.c);
@@ -83,6 +88,16 @@ FUSEDRNN_DEVICE void forward_unit(const Forward<T>& a, int64_t t, int64_t b, int
 #pragma unroll
       for (int k = 0; k < Cell::kSaved; ++k) row[k * a.H] = from_compute<T>(saved[k]);
     }
+}
+
+// Both, of step t.
+template <class Cell, class T>
+FUSEDRNN_DEVICE void forward_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, const Projection<Cell, T>& x,
+                                  const Biases<Cell, T>& bias, const Compute<T> (&product)[Cell::kGates],
+                                  State<Compute<T>>& state) {
+  Compute<T> saved[kSavedSlots<Cell>];
+  run_unit<Cell, T>(x, bias, product, state, saved);
+  store_unit<Cell, T>(a, t, b, j, state, saved);
 }
 
 // After the last step.
@@ -130,18 +145,32 @@ FUSEDRNN_DEVICE StateGrad<Compute<T>> final_gradient(const Backward<T>& a, int64
   return grad;
 }
 
-// Step t: the product of w_hh and the recurrent deltas of the step run after it (zero for the last), and what of the
+// One step: the product of w_hh and the recurrent deltas of the step run after it (zero for the last), and what of the
 // gradient of its states came around w_hh, which becomes the same of the step before.
+template <class Cell, class T>
+FUSEDRNN_DEVICE void run_unit_backward(const Kept<Cell, T>& kept, Compute<T> product, StateGrad<Compute<T>>& grad,
+                                       Compute<T> (&delta)[Cell::kDeltas]) {
+  grad.dh += product + kept.dy;
+  Cell::backward(kept.saved, kept.step, grad, delta);
+  if constexpr (!Cell::kKeepsDirect) grad.dh = 0;
+}
+
+// What step t leaves in memory.
+template <class Cell, class T>
+FUSEDRNN_DEVICE void store_deltas(const Backward<T>& a, int64_t t, int64_t b, int64_t j,
+                                  const Compute<T> (&delta)[Cell::kDeltas]) {
+  T* row = a.delta.at(t, b) + j;
+#pragma unroll
+  for (int slot = 0; slot < Cell::kDeltas; ++slot) row[slot * a.H] = from_compute<T>(delta[slot]);
+}
+
+// Both, of step t.
 template <class Cell, class T>
 FUSEDRNN_DEVICE void backward_unit(const Backward<T>& a, int64_t t, int64_t b, int64_t j, const Kept<Cell, T>& kept,
                                    Compute<T> product, StateGrad<Compute<T>>& grad,
                                    Compute<T> (&delta)[Cell::kDeltas]) {
-  grad.dh += product + kept.dy;
-  Cell::backward(kept.saved, kept.step, grad, delta);
-  if constexpr (!Cell::kKeepsDirect) grad.dh = 0;
-  T* row = a.delta.at(t, b) + j;
-#pragma unroll
-  for (int slot = 0; slot < Cell::kDeltas; ++slot) row[slot * a.H] = from_compute<T>(delta[slot]);
+  run_unit_backward<Cell, T>(kept, product, grad, delta);
+  store_deltas<Cell, T>(a, t, b, j, delta);
 }
 
 // Before the first step: the product is of the first step's deltas.

@@ -156,19 +156,20 @@ class Kernel(NamedTuple):
     p: int = 0
     q: int = 0
     r: int = 0
+    s: int = 0
 
 
 STEP = Kernel(0)
-TESTED, NARROW, WIDE, SHIPPED = range(4)  # shapes of grid
+TESTED, NARROW, WIDE, BROAD = range(4)  # shapes of grid
 
 
 def block(rows_per_thread: int, groups: int) -> Kernel:
     return Kernel(1, rows_per_thread, groups)
 
 
-def grid(blocks: int, shape: int = TESTED, shared: int = 48 << 10) -> Kernel:
-    """With this many blocks, and bytes of shared memory of one, at most."""
-    return Kernel(2, shape, blocks, shared)
+def grid(blocks: int, shape: int = TESTED, shared: int = 48 << 10, teams: int = 1) -> Kernel:
+    """With this many blocks of a team, bytes of shared memory of one, and teams, at most."""
+    return Kernel(2, shape, blocks, shared, teams)
 
 
 def plan(emulator: Emulator, case: Case, kernel: Kernel, backward: bool) -> dict[str, Any]:

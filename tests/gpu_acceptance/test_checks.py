@@ -255,6 +255,19 @@ def test_a_device_that_the_sanitizer_refuses_is_no_failure(tmp_path: Path) -> No
         checks.sanitize(context, result(), 90)
 
 
+def test_a_tool_that_fails_by_itself_is_named_and_no_failure(tmp_path: Path) -> None:
+    broken = Answer([RAN, RAN, "========= Internal Sanitizer Error: hardware exception"], returncode=255)
+    context, _, _ = acceptance_fakes.context(
+        tmp_path, lambda call: broken if "racecheck" in call.command else Answer([RAN])
+    )
+    found = result()
+    checks.sanitize(context, found, 90)
+    assert found.said.endswith("no errors; racecheck failed by itself after 2 cases")
+    context, _, _ = acceptance_fakes.context(tmp_path, lambda call: Answer(broken.lines[2:], returncode=255))
+    with pytest.raises(Failed, match="memcheck ended with 255"):
+        checks.sanitize(context, result(), 90)
+
+
 @pytest.mark.parametrize(
     ("answer", "kind", "said"),
     [

@@ -8,13 +8,13 @@ namespace cuda {
 
 using GridTested = GridShape<2, 2, 1>;
 
-// In the order in which Python numbers them: tested, narrow, wide, and which of the last two is shipped for a problem.
-inline GridPlan grid_plan_of(int shape, const GridLimits& limits, const GridProblem& problem) {
+// In the order in which Python numbers them.
+inline GridPlan grid_plan_of(int shape, const GridLimits& limits, const GridProblem& problem, int teams) {
   switch (shape) {
-    case 0: return grid_blocks<GridTested>(limits, problem);
-    case 1: return grid_blocks<GridNarrow>(limits, problem);
-    case 2: return grid_blocks<GridWide>(limits, problem);
-    default: return grid_blocks(limits, problem);
+    case 0: return grid_blocks<GridTested>(limits, problem, teams);
+    case 1: return grid_blocks<GridNarrow>(limits, problem, teams);
+    case 2: return grid_blocks<GridWide>(limits, problem, teams);
+    default: return grid_blocks<GridBroad>(limits, problem, teams);
   }
 }
 

@@ -77,13 +77,14 @@ cudaError_t backward_steps(CellKind cell, const Backward<T>& a, Compute<T>* prod
 struct GridLayout {
   int shape, blocks;
   int64_t shared_bytes;
+  int teams;
 };
 
 // By a plan of a shape that is shipped, or of that of tests.
 template <class T, bool Tf32>
 cudaError_t forward_grid(int cell, const Forward<T>& a, const GridLayout& layout, void* workspace) {
   const GridPlan plan = grid_plan_of(layout.shape, {layout.blocks, layout.shared_bytes},
-                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), false});
+                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), false}, layout.teams);
   if (!plan.fits) return cudaErrorCooperativeLaunchTooLarge;
   if (layout.shape == 0) return grid_tested_forward<T, Tf32>(CellKind(cell), a, plan, workspace);
   return grid_forward<T>(CellKind(cell), a, plan, Tf32, workspace, nullptr);
@@ -91,7 +92,7 @@ cudaError_t forward_grid(int cell, const Forward<T>& a, const GridLayout& layout
 template <class T, bool Tf32>
 cudaError_t backward_grid(int cell, const Backward<T>& a, const GridLayout& layout, void* workspace) {
   const GridPlan plan = grid_plan_of(layout.shape, {layout.blocks, layout.shared_bytes},
-                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), true});
+                                     {a.B, a.H, gates_of(cell), int(sizeof(T)), true}, layout.teams);
   if (!plan.fits) return cudaErrorCooperativeLaunchTooLarge;
   if (layout.shape == 0) return grid_tested_backward<T, Tf32>(CellKind(cell), a, plan, workspace);
   return grid_backward<T>(CellKind(cell), a, plan, Tf32, workspace, nullptr);
@@ -111,7 +112,7 @@ cudaError_t with_type(int type, const F& f) {
 
 }  // namespace
 
-cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int64_t steps, int64_t B, int64_t H,
+cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int s, int64_t steps, int64_t B, int64_t H,
                         bool reverse, bool batch_first, const void* x, const void* h0, const void* c0, const void* w_hh,
                         const void* b_ih, const void* b_hh, void* y, void* c, void* saved, void* h_n, void* c_n,
                         void* product, void* carried_h, void* carried_c, void* workspace) {
@@ -140,13 +141,13 @@ cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int
       return cudaErrorInvalidValue;
     } else {
       if (kernel == kBlockKernel) return block_forward<T>(CellKind(cell), a, {p, q}, nullptr);
-      return forward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r}, workspace);
+      return forward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r, s}, workspace);
     }
   });
 }
 
-cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int64_t steps, int64_t B, int64_t H,
-                         bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
+cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int s, int64_t steps, int64_t B,
+                         int64_t H, bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
                          const void* h0, const void* c0, const void* dy, const void* dh_n, const void* dc_n,
                          const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,
                          void* carried_c, void* workspace) {
@@ -176,7 +177,7 @@ cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, in
       return cudaErrorInvalidValue;
     } else {
       if (kernel == kBlockKernel) return block_backward<T>(CellKind(cell), a, {p, q}, nullptr);
-      return backward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r}, workspace);
+      return backward_grid<T, decltype(tf32)::value>(cell, a, {p, q, r, s}, workspace);
     }
   });
 }

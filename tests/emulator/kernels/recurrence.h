@@ -6,18 +6,18 @@
 
 #include "csrc/cuda/kernels.h"
 
-// Types: as ValueType. Tensors are dense, [T, B, .] or [B, T, .]. Kernels and what p, q, r are to them:
+// Types: as ValueType. Tensors are dense, [T, B, .] or [B, T, .]. Kernels and what p, q, r, s are to them:
 //   step   nothing; a plain product is between its launches. product [B, G H] or [B, H], carried 2 [B, H], in float or
 //          double, are its memory
 //   block  rows per thread, groups
-//   grid   shape (grid_tested.h), blocks at most, shared bytes of a block at most. workspace: as the plan says
+//   grid   shape (grid_tested.h), blocks at most, shared bytes of a block at most, teams. workspace: as the plan says
 enum { kStepKernel, kBlockKernel, kGridKernel };
 
-cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int64_t T, int64_t B, int64_t H,
+cudaError_t run_forward(int cell, int type, int kernel, int p, int q, int r, int s, int64_t T, int64_t B, int64_t H,
                         bool reverse, bool batch_first, const void* x, const void* h0, const void* c0, const void* w_hh,
                         const void* b_ih, const void* b_hh, void* y, void* c, void* saved, void* h_n, void* c_n,
                         void* product, void* carried_h, void* carried_c, void* workspace);
-cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int64_t T, int64_t B, int64_t H,
+cudaError_t run_backward(int cell, int type, int kernel, int p, int q, int r, int s, int64_t T, int64_t B, int64_t H,
                          bool reverse, bool batch_first, const void* saved, const void* y, const void* c,
                          const void* h0, const void* c0, const void* dy, const void* dh_n, const void* dc_n,
                          const void* w_hh, void* delta, void* dh0, void* dc0, void* product, void* carried_h,

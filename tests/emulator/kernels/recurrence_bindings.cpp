@@ -9,9 +9,9 @@ using namespace fusedrnn::cuda;
 using namespace pybind11::literals;
 
 pybind11::dict plan_to_python(const GridPlan& p) {
-  return pybind11::dict("fits"_a = p.fits, "wide"_a = p.wide, "blocks"_a = p.blocks, "units"_a = p.units,
-                        "groups"_a = p.groups, "chunks"_a = p.chunks, "slots"_a = p.slots,
-                        "shared_slots"_a = p.shared_slots, "shared_bytes"_a = p.shared_bytes,
+  return pybind11::dict("fits"_a = p.fits, "kind"_a = int(p.kind), "teams"_a = p.teams, "rows"_a = p.rows,
+                        "blocks"_a = p.team_blocks, "units"_a = p.units, "groups"_a = p.groups, "chunks"_a = p.chunks,
+                        "slots"_a = p.slots, "shared_slots"_a = p.shared_slots, "shared_bytes"_a = p.shared_bytes,
                         "workspace_bytes"_a = p.workspace_bytes);
 }
 
@@ -26,17 +26,18 @@ pybind11::tuple select_algorithm(bool backward, int gates, int type, int64_t T, 
 }
 
 // Of a shape as grid_tested.h numbers them.
-GridPlan plan_of(int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H, int gates, int value_bytes,
-                 bool backward) {
-  return grid_plan_of(shape, {blocks, shared_bytes}, {B, H, gates, value_bytes, backward});
+GridPlan plan_of(int shape, int blocks, int64_t shared_bytes, int teams, int64_t B, int64_t H, int gates,
+                 int value_bytes, bool backward) {
+  return grid_plan_of(shape, {blocks, shared_bytes}, {B, H, gates, value_bytes, backward}, teams);
 }
-pybind11::dict grid_plan(int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H, int gates, int value_bytes,
-                         bool backward) {
-  return plan_to_python(plan_of(shape, blocks, shared_bytes, B, H, gates, value_bytes, backward));
+pybind11::dict grid_plan(int shape, int blocks, int64_t shared_bytes, int teams, int64_t B, int64_t H, int gates,
+                         int value_bytes, bool backward) {
+  return plan_to_python(plan_of(shape, blocks, shared_bytes, teams, B, H, gates, value_bytes, backward));
 }
-int resident(int cell, int type, bool backward, int shape, int blocks, int64_t shared_bytes, int64_t B, int64_t H,
-             int gates, int value_bytes) {
-  return is_resident(cell, type, backward, plan_of(shape, blocks, shared_bytes, B, H, gates, value_bytes, backward));
+int resident(int cell, int type, bool backward, int shape, int blocks, int64_t shared_bytes, int teams, int64_t B,
+             int64_t H, int gates, int value_bytes) {
+  return is_resident(cell, type, backward,
+                     plan_of(shape, blocks, shared_bytes, teams, B, H, gates, value_bytes, backward));
 }
 
 }  // namespace

@@ -161,6 +161,16 @@ EMULATOR_UNSEEN inline void add_release(unsigned* p, unsigned v, EMULATOR_HERE) 
   *p += v;
 }
 
+EMULATOR_UNSEEN inline uint4 load_relaxed(const uint4* p, EMULATOR_HERE) {
+  emulator::touch(p, sizeof *p, emulator::Access::AtomicRead, here);
+  return *p;
+}
+EMULATOR_UNSEEN inline void store_relaxed(unsigned short* p, unsigned short v, EMULATOR_HERE) {
+  emulator::touch(p, sizeof *p, emulator::Access::AtomicWrite, here);
+  *p = v;
+}
+
+inline void spin_on(EMULATOR_HERE) { emulator::poll(nullptr, 0, here); }
 inline void nanosleep(unsigned ns, EMULATOR_HERE) { __nanosleep(ns, here); }
 template <class Done>
 void spin_until(Done done, EMULATOR_HERE) {
