@@ -18,6 +18,7 @@ except ImportError as error:
 
 from . import functional, reference
 from ._build_info import VERSION as __version__
+from .convert import fuse, unfuse
 from .memory import keep_memory
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
 
@@ -30,6 +31,8 @@ __all__ = [
     "RNNCell",
     "__version__",
     "functional",
+    "fuse",
     "keep_memory",
     "reference",
+    "unfuse",
 ]

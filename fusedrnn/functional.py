@@ -369,13 +369,13 @@ def _check_cell(x: Tensor, states: States | None, weights: Sequence[Tensor | Non
             raise RuntimeError(f"hidden{i} has inconsistent hidden_size: got {s.shape[1]}, expected {w_hh.shape[1]}")
 
 
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
+SERVED_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def _check_served(x: Tensor, states: States | None, weights: Sequence[Tensor | None]) -> None:
     """Says what is not served yet, and refuses tensors of different dtypes or devices."""
-    if x.dtype not in _DTYPES:
-        raise NotImplementedError(f"fusedrnn takes tensors of {', '.join(map(str, _DTYPES))}, got {x.dtype}")
+    if x.dtype not in SERVED_DTYPES:
+        raise NotImplementedError(f"fusedrnn takes tensors of {', '.join(map(str, SERVED_DTYPES))}, got {x.dtype}")
     if x.device.type not in ("cpu", "cuda", "meta"):
         raise NotImplementedError(f"fusedrnn has kernels for the CPU and CUDA, got a tensor on {x.device}")
     if x.is_cuda and cuda.unavailable:
