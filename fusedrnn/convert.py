@@ -48,7 +48,7 @@ def fuse(model: Model) -> Model:
             and the like (derive it from fusedrnn.LSTM instead), a forward of its own, TorchScript, a dtype or a device
             that has no kernels.
 
-    After it ``isinstance(module, nn.LSTM)`` is false (``nn.RNNBase`` and ``nn.RNNCellBase`` hold), so call it after code
+    After it ``isinstance(module, nn.LSTM)`` is false (``nn.RNNBase`` and ``nn.RNNCellBase`` hold): call it after code
     that initializes modules by their class.
     """
     left = []

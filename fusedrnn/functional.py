@@ -61,8 +61,10 @@ def lstm(
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
             table (on a GPU that is an error of the device, as in F.embedding), and for T = 0.
-        NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, on other devices
-            than the CPU and, where there are CUDA kernels, CUDA devices, or under autocast.
+        NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, or on devices
+            other than the CPU and, where there are CUDA kernels, CUDA devices.
+
+    Under torch.autocast all tensors but those of float64 are cast to its dtype, and so are the results.
     """
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
     y, h_n, c_n = network("lstm", input, hx, weights, embedding, *options)
@@ -316,7 +318,9 @@ def _checked(
 
     The operators refuse whatever they cannot take, so looking at every tensor can wait until they have.
     """
-    if is_compiling() or torch._C._is_any_autocast_enabled() or not (x.is_cpu or x.is_cuda):
+    if is_compiling() or torch._C._is_any_autocast_enabled():
+        x, states, weights = _autocast(x, states, weights)
+    if is_compiling() or not (x.is_cpu or x.is_cuda):
         _check_served(x, states, weights)
         return run(cell, x, states, weights, *args)
     try:
@@ -324,6 +328,25 @@ def _checked(
     except RuntimeError:  # NotImplementedError is one
         _check_served(x, states, weights)
         raise
+
+
+def _autocast(
+    x: Tensor, states: States | None, weights: Sequence[Tensor | None]
+) -> tuple[Tensor, States | None, list[Tensor | None]]:
+    """The tensors in the dtype of autocast, as autocast itself casts them: all of floating point but float64."""
+    device = x.device.type if x.device.type != "meta" else "cpu"
+    if not torch.is_autocast_enabled(device):
+        return x, states, list(weights)
+    dtype = torch.get_autocast_dtype(device)
+
+    def cast(t: Tensor) -> Tensor:
+        return t.to(dtype) if t.is_floating_point() and t.dtype != torch.float64 else t
+
+    return (
+        cast(x),
+        None if states is None else tuple(cast(s) for s in states),
+        [None if w is None else cast(w) for w in weights],
+    )
 
 
 def _embedded(tokens: Tensor, embedding: Tensor) -> Tensor:
@@ -380,10 +403,6 @@ def _check_served(x: Tensor, states: States | None, weights: Sequence[Tensor | N
         raise NotImplementedError(f"fusedrnn has kernels for the CPU and CUDA, got a tensor on {x.device}")
     if x.is_cuda and cuda.unavailable:
         raise NotImplementedError(f"fusedrnn has no CUDA kernels here ({cuda.unavailable}), got a tensor on {x.device}")
-    if torch.is_autocast_enabled(x.device.type if x.device.type != "meta" else "cpu"):
-        raise NotImplementedError(
-            "fusedrnn does not serve autocast yet; call it inside torch.autocast(..., enabled=False), or use nn.*"
-        )
     for kind, tensors in (("hidden", states or ()), ("parameter", weights)):
         for t in tensors:
             if t is None:

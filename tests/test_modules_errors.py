@@ -254,11 +254,3 @@ def test_packed_sequence_says_what_to_use(kind: Kind) -> None:
 def test_projection_says_what_to_use() -> None:
     with pytest.raises(NotImplementedError, match=both("proj_size", r"nn\.")):
         fusedrnn.LSTM(3, 4, proj_size=2)(rand(5, 2, 3, dtype=f32))
-
-
-@each_module
-def test_autocast_says_what_to_use(kind: Kind) -> None:
-    module = kind.ours(3, 4)
-    x, hx = kind.example(module, dtype=f32)
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(NotImplementedError, match=both("autocast", r"nn\.")):
-        call(module, x, hx)

@@ -56,7 +56,7 @@ class LSTMCell(_Cell):
     Raises:
         ValueError: an input or state of more than 2 dimensions.
         RuntimeError: sizes, dtypes or devices that do not fit.
-        NotImplementedError: CUDA tensors where there are no CUDA kernels, autocast.
+        NotImplementedError: CUDA tensors where there are no CUDA kernels.
     """
 
     def __init__(

@@ -10,6 +10,7 @@ from collections.abc import Sequence
 from operator import itemgetter
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
@@ -46,7 +47,7 @@ class _Layers(nn.RNNBase):
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # The base class looks at a list of weights that functional_call does not replace.
         dtype = self._weights()[0].dtype
-        if input.dtype != dtype:
+        if input.dtype != dtype and not torch._C._is_any_autocast_enabled():
             raise ValueError(
                 f"RNN input dtype ({input.dtype}) does not match weight dtype ({dtype}). "
                 f"Convert input: input.to({dtype}), or convert model: model.to({input.dtype})"
@@ -141,7 +142,7 @@ class LSTM(_Layers):
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0.
-        NotImplementedError: PackedSequence, CUDA tensors where there are no CUDA kernels, autocast.
+        NotImplementedError: PackedSequence, CUDA tensors where there are no CUDA kernels.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

@@ -68,6 +68,25 @@ def test_unbatched_input(place: Place, kind: Kind) -> None:
         assert_same(home(actual), expected, f32, TOLERANCE[f32])
 
 
+@pytest.mark.parametrize("half", [torch.bfloat16, torch.float16], ids=str)
+@each_module
+def test_autocast_gives_the_results_of_a_module_in_its_dtype(place: Place, kind: Kind, half: torch.dtype) -> None:
+    module = kind.ours(3, 5).to(place.device)
+    x, hx = (moved(tree, place.device) for tree in kind.example(module, dtype=f32))
+    with torch.autocast(place.device, half):
+        actual = outputs(module, x, hx)
+    expected = outputs(copy.deepcopy(module).to(half), x.to(half), cast(hx, half))
+    for name, tensor in expected.items():
+        assert actual[name].dtype == half
+        assert torch.equal(actual[name], tensor), name
+    actual["h_n"].float().sum().backward()
+    assert {p.grad.dtype for p in module.parameters()} == {f32}
+
+
+def cast(hx: Any, dtype: torch.dtype) -> Any:
+    return tuple(h.to(dtype) for h in hx) if isinstance(hx, tuple) else hx.to(dtype)
+
+
 @pytest.mark.any_algorithm
 @each_layer
 def test_dropout_in_training_draws_the_masks_of_nn_on_the_same_device(device: str, kind: Kind) -> None:
