@@ -17,7 +17,7 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from . import cuda
+from . import cuda, projection
 from .autograd import FUNCTIONS, EagerFunction, reference_layer, run_below_autograd
 from .ops import CELLS, FORWARD, SAVING
 
@@ -48,7 +48,10 @@ def lstm(
             ``[B, T]``.
         hx: ``(h0, c0)``, each ``[L*D, B, H]``, or None for zeros.
         weights: for each layer and direction w_ih ``[4H, I]`` (``[4H, D*H]`` above the first layer), w_hh ``[4H, H]``
-            and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters.
+            and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters. With w_hr
+            ``[P, H]`` after these, h is projected to P units: w_hh is ``[4H, P]``, h0, h_n and y
+            have P in the place of H, and the layers above take D*P inputs. There is no kernel for it: it loops over
+            the steps, as nn.LSTM does (:mod:`fusedrnn.projection`).
         embedding: a table ``[V, I]`` whose rows the tokens pick: the same as ``input=F.embedding(tokens, embedding)``,
             but where V < T*B, on the CPU, each row is projected once, and each token's gradient is added to its row's
             before the products of backward.
@@ -208,7 +211,8 @@ def network(
     if x.size(1 if batch_first else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     layers = 2 * num_layers if bidirectional else num_layers
-    if len(weights) not in (2 * layers, 4 * layers):
+    each = len(weights) // layers
+    if len(weights) % layers or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
         raise RuntimeError(
             f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
             f"got {len(weights)}"
@@ -223,7 +227,7 @@ def network(
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
-    if layers == 1:
+    if layers == 1 and not each % 2:
         group = weights if len(weights) == 4 else (*weights, None, None)
         return _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute)
     return _checked(
@@ -246,7 +250,11 @@ def _stack(
     """Several layers or directions."""
     directions = 2 if bidirectional else 1
     each = len(weights) // (num_layers * directions)
-    groups = [(*weights[i : i + each], None, None)[:4] for i in range(0, len(weights), each)]
+    projected = each % 2  # w_hr comes last
+    groups = [(*weights[i : i + each - projected], None, None)[:4] for i in range(0, len(weights), each)]
+    projections = weights[each - 1 :: each] if projected else ()
+    if projected and recompute:
+        raise NotImplementedError("fusedrnn does not serve recompute for an LSTM with a projection")
     starts: list[States | None] = [None] * len(groups)
     if states is not None:
         for s in states:
@@ -259,7 +267,10 @@ def _stack(
             x = _dropout(x, dropout, batch_first)
         ys = []
         for i in range(first, first + directions):
-            y, *end = _layer(cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute)
+            if projected:
+                y, *end = projection.layer(x, starts[i], groups[i], projections[i], tokens, batch_first, i > first)
+            else:
+                y, *end = _layer(cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute)
             ys.append(y)
             ends.append(tuple(end))
         x, tokens = torch.cat(ys, -1) if bidirectional else ys[0], None

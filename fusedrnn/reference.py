@@ -20,15 +20,17 @@ from torch.nn import functional as F
 States = tuple[Tensor, ...]
 
 
-def lstm_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+def lstm_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None, w_hr=None) -> States:
     """One LSTM step (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
     i, f, o = sigmoid(.), g = tanh(.), c' = f * c + i * g, h' = o * tanh(c'). Returns ``(h', c')``.
+    With w_hr ``[P, H]``, h' is projected to P units (Sak et al. 2014).
     """
     h, c = states
     i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
     c = f.sigmoid() * c + i.sigmoid() * g.tanh()
-    return o.sigmoid() * c.tanh(), c
+    h = o.sigmoid() * c.tanh()
+    return h if w_hr is None else F.linear(h, w_hr), c
 
 
 def gru_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
@@ -76,7 +78,7 @@ def layer(
         cell: a key of :data:`STEPS`.
         x: ``[T, B, I]``, or ``[B, T, I]`` with ``batch_first``.
         states: ``(h,)`` or ``(h, c)``, each ``[B, H]``.
-        weights: ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``.
+        weights: ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``; with w_hr after these for an LSTM with a projection.
         reverse: run from the last step to the first; outputs keep their place.
 
     Returns:
@@ -140,15 +142,16 @@ class _Reference(nn.RNNBase):
         count = 2 if self.mode == "LSTM" else 1
         if hx is None:
             batch = input.shape[0 if self.batch_first else 1]
-            size = (self.num_layers * (2 if self.bidirectional else 1), batch, self.hidden_size)
-            states = (input.new_zeros(size),) * count
+            size = (self.num_layers * (2 if self.bidirectional else 1), batch)
+            widths = (self.proj_size or self.hidden_size, self.hidden_size)[:count]
+            states = tuple(input.new_zeros(*size, width) for width in widths)
         else:
             states = tuple(hx) if count == 2 else (hx,)
         y, out = network(
             self.mode.lower(),
             input,
             states,
-            self.all_weights,
+            [[*group[:2], None, None, group[2]] if len(group) == 3 else group for group in self.all_weights],
             self.bidirectional,
             self.batch_first,
             self.dropout,

@@ -249,8 +249,3 @@ def test_unserved_dtype_says_what_to_use(kind: Kind) -> None:
 def test_packed_sequence_says_what_to_use(kind: Kind) -> None:
     with pytest.raises(NotImplementedError, match=both("PackedSequence", r"nn\.")):
         kind.ours(3, 4, dtype=f64)(pack_sequence([rand(5, 3), rand(2, 3)]))
-
-
-def test_projection_says_what_to_use() -> None:
-    with pytest.raises(NotImplementedError, match=both("proj_size", r"nn\.")):
-        fusedrnn.LSTM(3, 4, proj_size=2)(rand(5, 2, 3, dtype=f32))

@@ -26,8 +26,6 @@ class _Layers(nn.RNNBase):
     def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recompute = recompute
-        if self.proj_size:
-            raise NotImplementedError("fusedrnn does not serve proj_size yet; use nn.LSTM for it")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
@@ -129,7 +127,9 @@ class LSTM(_Layers):
         input_size: I, features of the input.
         hidden_size: H, features of each state.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.LSTM.
-        proj_size: not served yet; other than 0 raises NotImplementedError.
+        proj_size: P, 0 for none: h is projected to P units, with parameters weight_hr_l*, as in nn.LSTM; c keeps H. It
+            has no kernel, but loops over the steps in plain PyTorch: about as fast as nn.LSTM, which does the same,
+            and without recompute.
         recompute: keep no gates for backward, which computes them again: less memory, more time.
 
     ``forward(input, hx=None, *, embedding=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched
