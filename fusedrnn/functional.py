@@ -211,8 +211,8 @@ def network(
     if x.size(1 if batch_first else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
     layers = 2 * num_layers if bidirectional else num_layers
-    each = len(weights) // layers
-    if len(weights) % layers or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
+    each, left = divmod(len(weights), max(layers, 1))
+    if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
         raise RuntimeError(
             f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
             f"got {len(weights)}"

@@ -154,11 +154,3 @@ def test_an_unknown_nonlinearity_is_refused():
 def test_input_of_a_wrong_shape_is_refused(x, message):
     with pytest.raises(RuntimeError, match=message):
         functional.gru(torch.randn(x), None, [torch.randn(12, 3), torch.randn(12, 4)])
-
-
-def test_autocast_is_refused_until_it_is_served():
-    weights = [torch.randn(12, 3), torch.randn(12, 4)]
-    with torch.autocast("cpu", torch.bfloat16), pytest.raises(NotImplementedError, match="autocast"):
-        functional.gru(torch.randn(2, 1, 3), None, weights)
-    with torch.autocast("cpu", torch.bfloat16), torch.autocast("cpu", enabled=False):
-        assert functional.gru(torch.randn(2, 1, 3), None, weights)[0].dtype == torch.float32
