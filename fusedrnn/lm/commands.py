@@ -21,7 +21,8 @@ from .generation import generate
 from .model import Backend
 from .recipe import Goal, Recipe
 from .recipes import RECIPES, TEXT
-from .run_folder import RunFolder
+from .report import draw, gather, markdown
+from .run_folder import RunFolder, write_atomically
 from .settings import override
 from .text import Level, join_tokens
 from .training import Summary, resume, train
@@ -253,3 +254,28 @@ def generate_command(
     for piece in join_tokens(chain(start, tokens), checkpoint.recipe.level):
         click.echo(piece, nl=False)
     click.echo()
+
+
+@commands.command("report")
+@click.argument("runs", type=click.Path(path_type=Path), metavar="RUN...", nargs=-1, required=True)
+@click.option(
+    "--out",
+    type=click.Path(dir_okay=False, path_type=Path),
+    metavar="PAGE.md",
+    help="Write the page there and its picture beside it, as PAGE.png.  [default: print the page]",
+)
+def report_command(runs: tuple[Path, ...], out: Path | None) -> None:
+    """Put what many runs reached on one page of Markdown: values against their figures, seconds, fusedrnn against nn.*.
+
+    A RUN is a run folder, or a folder with run folders in it. Seeds of one recipe become one line.
+    """
+    lines = gather(runs)
+    if out is None:
+        click.echo(markdown(lines), nl=False)
+        return
+    picture = out.with_suffix(".png")
+    if picture == out:
+        raise click.BadParameter("the page is Markdown: expected a name such as results.md", param_hint="--out")
+    draw(lines, picture)
+    write_atomically(out, markdown(lines, picture.name).encode())
+    click.echo(f"{out} and {picture}: a line for each of {len(lines)} recipes")

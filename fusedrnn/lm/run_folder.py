@@ -133,11 +133,11 @@ class RunFolder:
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl, a line per epoch, whole or not at all."""
-        _write_atomically(self.metrics, "".join(json.dumps(metrics) + "\n" for metrics in history).encode())
+        write_atomically(self.metrics, "".join(json.dumps(metrics) + "\n" for metrics in history).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
-        _write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+        write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def save_checkpoint(self, state: Mapping[str, Any], settings: Settings) -> None:
         """Writes checkpoint.pt, whole or not at all: until the new one is complete, the old one stays.
@@ -150,7 +150,7 @@ class RunFolder:
         """
         buffer = io.BytesIO()  # torch.save reports a full disk in words of its own
         torch.save({"format": _FORMAT, "settings": asdict(settings), "trainer": dict(state)}, buffer)
-        _write_atomically(self.checkpoint, buffer.getbuffer())
+        write_atomically(self.checkpoint, buffer.getbuffer())
 
     def require_checkpoint(self) -> None:
         """Raises RunFolderError where there is no checkpoint.pt."""
@@ -210,7 +210,7 @@ class RunFolder:
             axes.legend()
         picture = io.BytesIO()
         figure.savefig(picture, format="png", dpi=120)
-        _write_atomically(self.curves, picture.getbuffer())
+        write_atomically(self.curves, picture.getbuffer())
 
 
 def _read(path: Path) -> dict[str, Any]:
@@ -224,7 +224,7 @@ def _read(path: Path) -> dict[str, Any]:
         return torch.load(file, map_location="cpu", weights_only=True)
 
 
-def _write_atomically(path: Path, content: bytes | memoryview) -> None:
+def write_atomically(path: Path, content: bytes | memoryview) -> None:
     """Replaces a file in one step, so that a reader, a crash, or a loss of power never meets half of it."""
     temporary = path.with_name(f".{path.name}.{os.getpid()}")
     try:

@@ -1,10 +1,10 @@
-"""Changing single fields of a recipe from text: ``key=value``."""
+"""Changing single fields of a recipe from text, ``key=value``, and saying in which fields two recipes differ."""
 
 from __future__ import annotations
 
 import types
 from collections.abc import Callable, Iterable
-from dataclasses import replace
+from dataclasses import fields, replace
 from typing import Any, Literal, get_args, get_origin, get_type_hints
 
 from .errors import RecipeError
@@ -39,6 +39,23 @@ def override(recipe: Recipe, settings: Iterable[str]) -> Recipe:
         except (ValueError, KeyError) as error:
             raise RecipeError(f"{key}: expected {_describe(hints[key])}, got {text!r}") from error
     return replace(recipe, **changes)
+
+
+def differences(recipe: Recipe, base: Recipe) -> list[str]:
+    """What :func:`override` must be given to make one recipe of another, but for what only tells where it comes from.
+
+    Returns:
+        ``key=value`` each, in the order of a recipe's fields.
+    """
+    names = [field.name for field in fields(Recipe) if field.name not in ("source", "measured")]
+    return [f"{n}={_text(getattr(recipe, n))}" for n in names if getattr(recipe, n) != getattr(base, n)]
+
+
+def _text(value: Any, separators: str = ",:") -> str:
+    """What :func:`_parse` reads as that value."""
+    if isinstance(value, tuple):
+        return separators[0].join(_text(item, separators[1:]) for item in value)
+    return str(value).lower() if value is None or isinstance(value, bool) else str(value)
 
 
 def _parse(text: str, hint: Any) -> Any:

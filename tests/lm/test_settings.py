@@ -6,6 +6,7 @@ from typing import Any
 import pytest
 
 from fusedrnn.lm import RECIPES, TEXT, LanguageModelError, Recipe, RecipeError, override
+from fusedrnn.lm.settings import differences
 
 RECIPE = RECIPES["hn-gru"]
 
@@ -116,3 +117,12 @@ def test_whether_a_figure_is_reached_depends_on_the_metric() -> None:
     assert dataclasses.replace(RECIPE, target=None).reached(0.0)
     with pytest.raises(RecipeError, match="metric: expected one of accuracy, valid_loss, got 'f1'"):
         dataclasses.replace(RECIPE, metric="f1")
+
+
+@pytest.mark.parametrize("name", RECIPES)
+def test_differences_make_one_recipe_of_another(name: str) -> None:
+    for base in (RECIPE, RECIPES["nietzsche-gru"], dataclasses.replace(TEXT, clip=None, target=0.5)):
+        changed = override(base, differences(RECIPES[name], base))
+        prose = {"source": "", "measured": ""}
+        assert dataclasses.replace(changed, **prose) == dataclasses.replace(RECIPES[name], **prose)
+    assert differences(RECIPES[name], RECIPES[name]) == []
