@@ -239,19 +239,22 @@ def _against(goal: Goal, value: float) -> str:
     help="Below 1 likely tokens become likelier; 0 always takes the most likely one.",
 )
 @click.option("--top-k", type=click.IntRange(1), help="Draw among the K most likely tokens only.")
+@click.option(
+    "--top-p",
+    type=click.FloatRange(0, 1, min_open=True),
+    help="Draw among the fewest most likely tokens that together have the probability P only.",
+)
 @click.option("--seed", type=_SEED, help="Makes the draws repeatable.")
-def generate_command(
-    run: Path, prompt: str, length: int, temperature: float, top_k: int | None, seed: int | None
-) -> None:
+@click.option("--stream/--no-stream", default=True, show_default=True, help="Print each token as it comes.")
+def generate_command(run: Path, prompt: str, length: int, stream: bool, **options: Any) -> None:
     """Continue a prompt with the model of the run folder RUN."""
     checkpoint = RunFolder(run).load_checkpoint()
     start = checkpoint.recipe.split_prompt(prompt)
     if not start:
         raise click.BadParameter(f"it is empty: give at least one {checkpoint.recipe.level}", param_hint="--prompt")
-    tokens = generate(
-        checkpoint.model, checkpoint.vocabulary, start, length, temperature=temperature, top_k=top_k, seed=seed
-    )
-    for piece in join_tokens(chain(start, tokens), checkpoint.recipe.level):
+    tokens = generate(checkpoint.model, checkpoint.vocabulary, start, length, **options)
+    pieces = join_tokens(chain(start, tokens), checkpoint.recipe.level)
+    for piece in pieces if stream else ["".join(pieces)]:
         click.echo(piece, nl=False)
     click.echo()
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -22,6 +23,7 @@ def generate(
     *,
     temperature: float = 1.0,
     top_k: int | None = None,
+    top_p: float | None = None,
     seed: int | None = None,
 ) -> Iterator[str]:
     """Continues a text. Tokens come as they are drawn; the prompt is read once, from a zero state, and not repeated.
@@ -33,6 +35,7 @@ def generate(
         length: how many tokens to draw.
         temperature: logits are divided by it; 0 takes the most likely token every time.
         top_k: draw among the k most likely tokens only.
+        top_p: draw among the nucleus only: the fewest most likely tokens that together have this probability.
         seed: makes the draws repeatable; None takes one from the system.
 
     Raises:
@@ -47,12 +50,15 @@ def generate(
         raise ValueError(f"temperature: expected at least 0, got {temperature}")
     if top_k is not None and top_k < 1:
         raise ValueError(f"top_k: expected at least 1, got {top_k}")
+    if top_p is not None and not 0 < top_p <= 1:
+        raise ValueError(f"top_p: expected more than 0, at most 1, got {top_p}")
     generator = torch.Generator()
     if seed is None:
         generator.seed()
     else:
         generator.manual_seed(seed)
-    return _continue(model, vocabulary, vocabulary.encode(prompt)[None], length, temperature, top_k, generator)
+    draw = partial(choose, temperature=temperature, top_k=top_k, top_p=top_p, generator=generator)
+    return _continue(model, vocabulary, vocabulary.encode(prompt)[None], length, draw)
 
 
 def _continue(
@@ -60,24 +66,27 @@ def _continue(
     vocabulary: Vocabulary,
     tokens: Tensor,
     length: int,
-    temperature: float,
-    top_k: int | None,
-    generator: torch.Generator,
+    draw: Callable[[Tensor], Tensor],
 ) -> Iterator[str]:
     state = None
     for _ in range(length):
         # Entered anew for each token: what a suspended generator leaves set would hold in the caller's code.
         with evaluating(model):
             logits, state = model.predict(tokens, state)
-        token = choose(logits[0], temperature, top_k, generator)
+        token = draw(logits[0])
         tokens = token.view(1, 1)
         yield vocabulary.tokens[int(token)]
 
 
 def choose(
-    logits: Tensor, temperature: float = 1.0, top_k: int | None = None, generator: torch.Generator | None = None
+    logits: Tensor,
+    temperature: float = 1.0,
+    top_k: int | None = None,
+    top_p: float | None = None,
+    generator: torch.Generator | None = None,
 ) -> Tensor:
-    """Draws a token from softmax(logits / temperature), restricted to the ``top_k`` highest logits.
+    """Draws a token from softmax(logits / temperature), restricted to the ``top_k`` highest logits, and of these to the
+    nucleus: the fewest tokens, likely ones first, that together have the probability ``top_p`` (Holtzman et al. 2020).
 
     The token whose logit is highest after Gumbel noise, times the temperature, has been added to each is such a draw
     (Gumbel 1954, Maddison et al. 2014): nothing is divided, so no temperature is too low.
@@ -85,6 +94,7 @@ def choose(
     Args:
         logits: ``[V]``, of any floating type, on the CPU.
         temperature: 0 takes the highest logit and draws nothing.
+        top_p: more than 0, at most 1, counted after temperature and ``top_k``.
 
     Returns:
         its index, an int64 scalar.
@@ -93,8 +103,12 @@ def choose(
         RuntimeError: a logit is NaN or +inf.
     """
     indices = None
-    if top_k is not None and top_k < len(logits):
-        logits, indices = logits.topk(top_k)
+    if temperature == 0:
+        top_k = top_p = None  # which keep the most likely token
+    if top_p is not None or (top_k is not None and top_k < len(logits)):
+        logits, indices = logits.topk(min(top_k or len(logits), len(logits)))
+    if top_p is not None:
+        logits = logits[: _nucleus(logits, temperature, top_p)]
     if temperature != 0:
         # The negative logarithm of an exponential variable has Gumbel's distribution.
         noise = torch.empty_like(logits, dtype=torch.float64).exponential_(generator=generator).log_()
@@ -103,3 +117,11 @@ def choose(
         raise RuntimeError("logits: expected numbers below infinity, got NaN or infinity")
     choice = logits.argmax()
     return choice if indices is None else indices[choice]
+
+
+def _nucleus(logits: Tensor, temperature: float, top_p: float) -> int:
+    """How many of the tokens, whose logits fall, it takes to have the probability ``top_p``; at least one."""
+    # From the highest on, so that nothing divided by a low temperature overflows upwards.
+    probabilities = ((logits.double() - logits[0]) / min(temperature, _HOT)).softmax(0)
+    before = probabilities.cumsum(0) - probabilities
+    return max(1, int((before < top_p).sum()))

@@ -4,6 +4,7 @@ import json
 import statistics
 import subprocess
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -142,6 +143,25 @@ def test_top_k_of_one_takes_the_most_likely_word(run_folder: Path) -> None:
     assert invoke(*arguments, 9, "--seed", 0).output != invoke(*arguments, 0).output
 
 
+def test_a_narrow_nucleus_takes_the_most_likely_word(run_folder: Path) -> None:
+    arguments = ("generate", run_folder, "--prompt", "one hundred .", "--seed", 0)
+    assert invoke(*arguments, "--top-p", 1e-6).output == invoke(*arguments, "--temperature", 0).output
+    assert invoke(*arguments, "--top-p", 0.9).output != invoke(*arguments, "--temperature", 0).output
+
+
+def test_tokens_are_printed_as_they_come_or_all_at_once(run_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail_at_the_third(*arguments: object, **options: object) -> Iterator[str]:
+        yield from ("one", "two")
+        raise LanguageModelError("no more")
+
+    arguments = ("generate", run_folder, "--prompt", "one .", "--seed", 0)
+    streamed = invoke(*arguments, "--stream")
+    assert streamed.output == invoke(*arguments).output == invoke(*arguments, "--no-stream").output
+    monkeypatch.setattr("fusedrnn.lm.commands.generate", fail_at_the_third)
+    assert invoke(*arguments).stdout == "one . one two"
+    assert invoke(*arguments, "--no-stream").stdout == ""
+
+
 def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
     command = [sys.executable, "-u", "-m", "fusedrnn.lm.cli", "generate", str(run_folder), "--prompt", "one ."]
     with subprocess.Popen([*command, "--length", "2000"], stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
@@ -165,6 +185,7 @@ def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
         (("generate", "{run}", "--prompt", "one fish"), 1, "'fish'"),
         (("generate", "{run}/nowhere", "--prompt", "one"), 1, "is not a run folder"),
         (("generate", "{run}", "--prompt", "  "), 2, "empty: give at least one word"),
+        (("generate", "{run}", "--prompt", "one", "--top-p", "0"), 2, "0 is not in the range 0<x<=1"),
         (("train", "hn-gru", "--seed", "1", "--seeds", "2"), 2, "--seed and --seeds exclude each other"),
         (("train", "hn-gru", "--set", "hiden_size=3"), 1, "no field 'hiden_size': expected one of ar, batch_size,"),
         (("train", "hn-gru", "--set", "epochs=1", "--epochs", "2"), 1, "epochs is set twice"),

@@ -97,6 +97,9 @@ def test_unknown_tokens_are_named(trained: Checkpoint) -> None:
         ({"temperature": -0.5}, "temperature: expected at least 0, got -0.5"),
         ({"temperature": float("nan")}, "temperature: expected at least 0, got nan"),
         ({"top_k": 0}, "top_k: expected at least 1, got 0"),
+        ({"top_p": 0.0}, "top_p: expected more than 0, at most 1, got 0.0"),
+        ({"top_p": 1.01}, "top_p: expected more than 0, at most 1, got 1.01"),
+        ({"top_p": float("nan")}, "top_p: expected more than 0, at most 1, got nan"),
     ],
 )
 def test_wrong_arguments_are_named_before_anything_is_drawn(
@@ -130,6 +133,46 @@ def test_draws_stay_among_the_top_k_and_keep_their_proportions(top_k: int) -> No
     torch.testing.assert_close(got, expected, rtol=0, atol=0.03)
 
 
+def nucleus(probabilities: torch.Tensor, top_p: float) -> torch.Tensor:
+    """The definition, token by token: which ones belong to it, [V]."""
+    kept, total = torch.zeros(len(probabilities), dtype=torch.bool), 0.0
+    for index in probabilities.argsort(descending=True).tolist():
+        if total >= top_p:
+            break
+        kept[index] = True
+        total += probabilities[index].item()
+    return kept
+
+
+@pytest.mark.parametrize("temperature", [0.5, 1.0, 3.0])
+@pytest.mark.parametrize("top_p", [1e-9, 0.3, 0.6, 0.9, 0.99, 1.0])
+def test_draws_stay_in_the_nucleus_and_keep_their_proportions(top_p: float, temperature: float) -> None:
+    probabilities = (LOGITS.double() / temperature).softmax(0)
+    kept = nucleus(probabilities, top_p)
+    got = frequencies(top_p=top_p, temperature=temperature)
+    assert not (got > 0)[~kept].any()
+    expected = torch.where(kept, probabilities, 0) / probabilities[kept].sum()
+    torch.testing.assert_close(got.double(), expected, rtol=0, atol=0.03)
+
+
+def test_the_nucleus_is_counted_among_the_top_k() -> None:
+    # Of all tokens the best has 0.61, of the best two it has 0.73.
+    assert (frequencies(top_p=0.7) > 0).tolist() == [False, True, False, True]
+    assert (frequencies(top_p=0.7, top_k=2) > 0).tolist() == [False, True, False, False]
+
+
+def test_a_nucleus_of_all_tokens_draws_what_none_does() -> None:
+    logits = torch.randn(50).sort(descending=True).values  # which topk() leaves in their order
+    for seed in range(20):
+        one, other = (torch.Generator().manual_seed(seed) for _ in range(2))
+        assert choose(logits, generator=one) == choose(logits, top_p=1.0, generator=other)
+
+
+def test_a_narrow_nucleus_of_a_flat_distribution_holds_as_many_as_it_takes() -> None:
+    got = {choose(torch.zeros(8), top_p=0.25 - 1e-6).item() for _ in range(200)}
+    assert len(got) == 2
+
+
 @pytest.mark.parametrize("dtype", [torch.float64, torch.bfloat16, torch.float16])
 def test_logits_may_have_any_floating_type(dtype: torch.dtype) -> None:
     generator = torch.Generator().manual_seed(0)
@@ -151,14 +194,16 @@ def test_an_endless_temperature_draws_every_token_alike() -> None:
     torch.testing.assert_close(got, torch.full((4,), 0.25), rtol=0, atol=0.03)
 
 
-@pytest.mark.parametrize("temperature", [0.0, 1.0])
-def test_a_token_of_probability_zero_is_never_drawn(temperature: float) -> None:
-    logits = torch.tensor([-torch.inf, 0.0, -torch.inf])
-    assert all(choose(logits, temperature).item() == 1 for _ in range(100))
+@pytest.mark.parametrize("top_p", [None, 1.0])
+@pytest.mark.parametrize("temperature", [0.0, 1.0, float("inf")])
+def test_a_token_of_probability_zero_is_never_drawn(temperature: float, top_p: float | None) -> None:
+    logits = torch.tensor([-torch.inf, 0.0, -torch.inf, 0.0])
+    got = {choose(logits, temperature, top_p=top_p).item() for _ in range(100)}
+    assert got == ({1} if temperature == 0 else {1, 3})
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}], ids=str)
+@pytest.mark.parametrize("options", [{}, {"temperature": 0.0}, {"top_k": 2}, {"top_p": 0.5}], ids=str)
 def test_logits_that_are_no_numbers_are_refused(bad: float, options: dict[str, Any]) -> None:
     with pytest.raises(RuntimeError, match="got NaN or infinity"):
         choose(torch.tensor([0.5, bad, 1.0]), **options)
@@ -167,3 +212,4 @@ def test_logits_that_are_no_numbers_are_refused(bad: float, options: dict[str, A
 @pytest.mark.parametrize("temperature", [0.0, 1e-300, 1e-310])
 def test_a_temperature_near_zero_takes_the_most_likely_token(temperature: float) -> None:
     assert choose(LOGITS, temperature).item() == 1
+    assert choose(LOGITS, temperature, top_p=0.9).item() == 1
