@@ -102,11 +102,13 @@ struct Inputs {
   Tensor w_ih, w_hh;
   MaybeTensor b_ih, b_hh, tokens;
   bool batch_first, reverse;
+  MaybeTensor batch_sizes, lengths, resets;
 
   // Read from the tensors by fill().
   Place place{};
   ScalarType dtype{};
   int64_t T = 0, B = 0, I = 0, H = 0, V = 0;  // with tokens, x is a table of V rows
+  int64_t rows = 0;                           // of a packed sequence: x is [rows, I]
   bool one_step = false;                      // x is [B, I], y and dy are [B, H]
   bool layered = false;  // states are [1, B, H] instead of [B, H], and so are those that are returned
 
@@ -133,15 +135,46 @@ struct Inputs {
     layered ? check(name, t, {1, B, H}) : check(name, t, {B, H});
   }
   void check_rows(const char* name, const MaybeTensor& t, int64_t columns) const {
-    one_step      ? check(name, t, {B, columns})
+    batch_sizes   ? check(name, t, {rows, columns})
+    : one_step    ? check(name, t, {B, columns})
     : batch_first ? check(name, t, {B, T, columns})
                   : check(name, t, {T, B, columns});
   }
-  void check_tokens() const {
-    check_place("tokens", *tokens);
-    STD_TORCH_CHECK(tokens->scalar_type() == ScalarType::Long, "fusedrnn: expected tokens of dtype int64, got ",
-                    torch::headeronly::toString(tokens->scalar_type()));
-    STD_TORCH_CHECK(tokens->dim() == 2, "fusedrnn: expected tokens of 2 dimensions, got ", shape_of(*tokens));
+  // Of what is kept for backward, with time first.
+  void check_kept(const char* name, const Tensor& t, int64_t columns) const {
+    batch_sizes ? check(name, t, {rows, columns}) : check(name, t, {T, B, columns});
+  }
+  static void check_integers(const char* name, const Tensor& t, int64_t dim) {
+    STD_TORCH_CHECK(t.scalar_type() == ScalarType::Long, "fusedrnn: expected ", name, " of dtype int64, got ",
+                    torch::headeronly::toString(t.scalar_type()));
+    STD_TORCH_CHECK(t.dim() == dim, "fusedrnn: expected ", name, " of ", dim, dim == 1 ? " dimension" : " dimensions",
+                    ", got ", shape_of(t));
+  }
+  void check_resets() const {
+    check_place("resets", *resets);
+    STD_TORCH_CHECK(resets->scalar_type() == ScalarType::Bool, "fusedrnn: expected resets of dtype bool, got ",
+                    torch::headeronly::toString(resets->scalar_type()));
+    const int64_t outer = batch_sizes ? rows : batch_first ? B : T, inner = batch_first ? T : B;
+    const bool same =
+        resets->dim() == (batch_sizes ? 1 : 2) && resets->size(0) == outer && (batch_sizes || resets->size(1) == inner);
+    STD_TORCH_CHECK(same, "fusedrnn: expected resets of shape ",
+                    batch_sizes ? shape_of({outer}) : shape_of({outer, inner}), ", got ", shape_of(*resets));
+  }
+  // Sets T, B and rows of a packed sequence.
+  void read_batch_sizes(const Tensor& packed) {
+    STD_TORCH_CHECK(place_of(*batch_sizes).type == aoti_torch_device_type_cpu(),
+                    "fusedrnn: expected batch_sizes on the CPU");
+    STD_TORCH_CHECK(!lengths, "fusedrnn: expected batch_sizes or lengths, not both");
+    check_integers("batch_sizes", *batch_sizes, 1);
+    batch_sizes = dense(*batch_sizes);
+    const auto* sizes = static_cast<const int64_t*>(read(*batch_sizes));
+    T = batch_sizes->numel(), B = T > 0 ? sizes[0] : 0, rows = packed.size(0);
+    int64_t sum = 0;
+    for (int64_t t = 0; t < T; sum += sizes[t++])
+      STD_TORCH_CHECK(sizes[t] > 0 && sizes[t] <= sizes[t > 0 ? t - 1 : 0],
+                      "fusedrnn: expected batch_sizes that are positive and do not increase, got ", sizes[t],
+                      " for step ", t);
+    STD_TORCH_CHECK(sum == rows, "fusedrnn: expected batch_sizes of sum ", rows, ", the rows of x, got ", sum);
   }
 
   template <size_t N>
@@ -152,7 +185,10 @@ struct Inputs {
   Tensor new_state() const { return layered ? empty<3>({1, B, H}) : empty<2>({B, H}); }
   // A result with one row per step and batch entry, in the layout of x.
   Tensor per_row(int64_t columns) const {
-    return one_step ? empty<2>({B, columns}) : batch_first ? empty<3>({B, T, columns}) : empty<3>({T, B, columns});
+    return batch_sizes   ? empty<2>({rows, columns})
+           : one_step    ? empty<2>({B, columns})
+           : batch_first ? empty<3>({B, T, columns})
+                         : empty<3>({T, B, columns});
   }
 
   template <class Cell>
@@ -162,16 +198,20 @@ struct Inputs {
                         dtype == ScalarType::Half,
                     "fusedrnn: expected x of dtype float32, float64, bfloat16 or float16, got ",
                     torch::headeronly::toString(dtype));
-    one_step = !tokens && x.dim() == 2;
-    STD_TORCH_CHECK(one_step || x.dim() == (tokens ? 2 : 3), "fusedrnn: expected x of ", tokens ? 2 : 3,
-                    " dimensions, got ", shape_of(x));
+    one_step = !tokens && !batch_sizes && x.dim() == 2;
+    const int dims = tokens || batch_sizes ? 2 : 3;
+    STD_TORCH_CHECK(one_step || x.dim() == dims, "fusedrnn: expected x of ", dims, " dimensions, got ", shape_of(x));
     STD_TORCH_CHECK(w_hh.dim() == 2, "fusedrnn: expected w_hh of 2 dimensions, got ", shape_of(w_hh));
     if (tokens) {
-      check_tokens();
+      check_place("tokens", *tokens);
+      check_integers("tokens", *tokens, batch_sizes ? 1 : 2);
       tokens = dense(*tokens);
     }
     const Tensor& steps = tokens ? *tokens : x;
-    T = one_step ? 1 : steps.size(batch_first ? 1 : 0), B = steps.size(one_step || batch_first ? 0 : 1);
+    if (batch_sizes)
+      read_batch_sizes(steps);
+    else
+      T = one_step ? 1 : steps.size(batch_first ? 1 : 0), B = steps.size(one_step || batch_first ? 0 : 1);
     I = x.size(x.dim() - 1), H = w_hh.size(1), V = tokens ? x.size(0) : 0;
     const int64_t G = Cell::kGates;
     layered = !one_step && (!h0 || h0->dim() == 3);
@@ -183,6 +223,10 @@ struct Inputs {
     check("w_hh", w_hh, {G * H, H});
     check("b_ih", b_ih, {G * H});
     check("b_hh", b_hh, {G * H});
+    if (resets) {
+      check_resets();
+      resets = dense(*resets);
+    }
     x = tokens ? dense(x) : dense_rows(x), h0 = dense(h0), c0 = dense(c0), w_ih = dense(w_ih), w_hh = dense(w_hh);
     b_ih = dense(b_ih), b_hh = dense(b_hh);
   }
@@ -190,7 +234,7 @@ struct Inputs {
 
 // What backward is given besides.
 struct Gradients {
-  MaybeTensor dy, dh_n, dc_n;
+  MaybeTensor dy, dh_n, dc_n, dc;
   Tensor y, saved, c;
   bool recompute = false;  // saved was left out
 
@@ -201,8 +245,10 @@ struct Gradients {
     in.check_state("dc_n", dc_n);
     in.check_rows("y", y, in.H);
     recompute = Cell::kSaved && saved.dim() == 1 && saved.numel() == 0;
-    if (Cell::kSaved && !recompute) in.check("saved", saved, {in.T, in.B, Cell::kSaved * in.H});
-    if (Cell::kHasCellState) in.check("c", c, {in.T, in.B, in.H});
+    if (Cell::kSaved && !recompute) in.check_kept("saved", saved, Cell::kSaved * in.H);
+    if (Cell::kHasCellState) in.check_kept("c", c, in.H);
+    STD_TORCH_CHECK(Cell::kHasCellState || !dc, "fusedrnn: dc is for the LSTM");
+    if (dc) in.check_kept("dc", *dc, in.H), dc = dense_rows(*dc);
     y = dense_rows(y), saved = dense(saved), c = dense(c);
     dy = dense_rows(dy), dh_n = dense(dh_n), dc_n = dense(dc_n);
   }
@@ -235,14 +281,16 @@ BackwardResult new_gradients(const Inputs& in, bool need_x, bool need_w) {
 #define FUSEDRNN_LAYER                                                                                        \
   "(Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, " \
   "bool batch_first, bool reverse"
+#define FUSEDRNN_MASKS ", Tensor? batch_sizes=None, Tensor? lengths=None, Tensor? resets=None"
 #define FUSEDRNN_DEFINE(m, cell, states)                                                                    \
-  m.def(cell FUSEDRNN_LAYER ") -> (Tensor y, " states ")");                                                 \
-  m.def(cell "_saving" FUSEDRNN_LAYER                                                                       \
-             ", bool recompute) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");            \
+  m.def(cell FUSEDRNN_LAYER FUSEDRNN_MASKS ") -> (Tensor y, " states ")");                                  \
+  m.def(cell "_saving" FUSEDRNN_LAYER ", bool recompute" FUSEDRNN_MASKS                                     \
+             ", int detach_every=0) -> (Tensor y, Tensor h_n, Tensor c_n, Tensor saved, Tensor c)");        \
   m.def(cell                                                                                                \
         "_backward(Tensor? dy, Tensor? dh_n, Tensor? dc_n, Tensor x, Tensor? h0, Tensor? c0, Tensor w_ih, " \
         "Tensor w_hh, Tensor? b_ih, Tensor? b_hh, Tensor? tokens, Tensor y, Tensor saved, Tensor c, "       \
-        "bool batch_first, bool reverse, bool need_x, bool need_w) -> (Tensor dx, Tensor dh0, Tensor dc0, " \
+        "bool batch_first, bool reverse, bool need_x, bool need_w" FUSEDRNN_MASKS                           \
+        ", int detach_every=0, Tensor? dc=None) -> (Tensor dx, Tensor dh0, Tensor dc0, "                    \
         "Tensor dw_ih, Tensor dw_hh, Tensor db_ih, Tensor db_hh)")
 #define FUSEDRNN_DEFINE_ALL(m)                          \
   FUSEDRNN_DEFINE(m, "lstm", "Tensor h_n, Tensor c_n"); \

@@ -139,6 +139,15 @@ void fill(const Inputs& in, const std::pair<Tensor, int64_t>& x, cuda::Layer<T>&
 
 // ---------------------------------------------------------------------------------------------- operators
 
+// What only the CPU serves yet.
+void refuse(const MaybeTensor& batch_sizes, const MaybeTensor& lengths, const MaybeTensor& resets, int64_t detach_every,
+            const MaybeTensor& dc) {
+  STD_TORCH_CHECK(
+      !batch_sizes && !lengths && !resets && detach_every == 0 && !dc,
+      "fusedrnn: CUDA kernels do not serve packed sequences, lengths, resets, detach_every and gradients of "
+      "the states of every step yet; the CPU's do");
+}
+
 template <class Cell>
 void run_forward(const Inputs& in, const Tensor& y, const Tensor& h_n, const Tensor* c_n, const Tensor* saved,
                  const Tensor* c) {
@@ -156,7 +165,9 @@ void run_forward(const Inputs& in, const Tensor& y, const Tensor& h_n, const Ten
 template <class Cell>
 States<Cell> forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
                      const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
-                     bool batch_first, bool reverse) {
+                     bool batch_first, bool reverse, const MaybeTensor& batch_sizes, const MaybeTensor& lengths,
+                     const MaybeTensor& resets) {
+  refuse(batch_sizes, lengths, resets, 0, {});
   const Guard guard(x);
   Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
   in.fill<Cell>();
@@ -174,7 +185,9 @@ States<Cell> forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& 
 template <class Cell>
 SavingResult saving(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
                     const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
-                    bool batch_first, bool reverse, bool recompute) {
+                    bool batch_first, bool reverse, bool recompute, const MaybeTensor& batch_sizes,
+                    const MaybeTensor& lengths, const MaybeTensor& resets, int64_t detach_every) {
+  refuse(batch_sizes, lengths, resets, detach_every, {});
   const Guard guard(x);
   Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
   in.fill<Cell>();
@@ -189,12 +202,14 @@ template <class Cell>
 BackwardResult backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const MaybeTensor& dc_n, const Tensor& x_,
                         const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih, const Tensor& w_hh,
                         const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens, const Tensor& y,
-                        const Tensor& saved, const Tensor& c, bool batch_first, bool reverse, bool need_x,
-                        bool need_w) {
+                        const Tensor& saved, const Tensor& c, bool batch_first, bool reverse, bool need_x, bool need_w,
+                        const MaybeTensor& batch_sizes, const MaybeTensor& lengths, const MaybeTensor& resets,
+                        int64_t detach_every, const MaybeTensor& dc) {
+  refuse(batch_sizes, lengths, resets, detach_every, dc);
   const Guard guard(x_);
   Inputs in{x_, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
   in.fill<Cell>();
-  Gradients g{dy, dh_n, dc_n, y, saved, c};
+  Gradients g{dy, dh_n, dc_n, dc, y, saved, c};
   g.fill<Cell>(in);
   g.y = dense(g.y);
   const auto x = even_rows(tokens ? picked_rows(in) : in.x);

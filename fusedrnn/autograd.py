@@ -20,26 +20,32 @@ import torch
 from torch import Tensor
 
 from . import reference
-from .ops import BACKWARD, CELLS, FORWARD, SAVING
+from .ops import BACKWARD, CELLS, FORWARD, SAVING, Masks
 
 TensorOrNone = Tensor | None
 
-# Arguments of a saving operator: seven tensors that have gradients (some None), tokens, then batch_first, reverse and
-# recompute.
-_TENSORS, _OTHERS = 7, 4
+NO_MASKS = Masks()
+
+# Arguments of a saving operator: seven tensors that have gradients (some None), tokens, then batch_first, reverse,
+# recompute and masks.
+_TENSORS, _OTHERS = 7, 4 + len(Masks._fields)
+# Of a backward operator: three gradients, the seven tensors, tokens, y, saved, c, batch_first, reverse, need_x, need_w;
+# then masks and dc.
+_WITHOUT_MASKS = 3 + _TENSORS + 8
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    *tensors, batch_first, reverse, _ = inputs
+    masks = Masks(*inputs[_TENSORS + 4 :])
     y, _, _, saved, c = output
-    ctx.save_for_backward(*tensors, y, saved, c)
-    ctx.layout = batch_first, reverse
+    ctx.save_for_backward(*inputs[: _TENSORS + 1], *masks[:3], y, saved, c)
+    ctx.layout, ctx.detach_every = inputs[_TENSORS + 1 : _TENSORS + 3], masks.detach_every
     ctx.set_materialize_grads(False)
 
 
 def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
     _save(ctx, inputs, output)
-    ctx.mark_non_differentiable(*output[1 + CELLS[cell].states :])
+    _, _, c_n, saved, c = output
+    ctx.mark_non_differentiable(*((saved,) if CELLS[cell].states == 2 else (c_n, saved, c)))
 
 
 def _backward(
@@ -49,13 +55,16 @@ def _backward(
 
     ``run`` is the backward operator, or a Function around it; ``grads`` are those of the saving operator's results.
     """
-    dy, dh_n, dc_n = grads[:3]
-    *inputs, tokens, y, saved, c = ctx.saved_tensors
-    if dy is None and dh_n is None and dc_n is None:
+    dy, dh_n, dc_n, _, dc = grads
+    *inputs, tokens, batch_sizes, lengths, resets, y, saved, c = ctx.saved_tensors
+    if dy is None and dh_n is None and dc_n is None and dc is None:
         return (None,) * _TENSORS
     if CELLS[cell].states == 1:
-        dc_n = None
-    results = run(dy, dh_n, dc_n, *inputs, tokens, y, saved, c, *ctx.layout, needed[0], any(needed[3:]))
+        dc_n = dc = None
+    masks = batch_sizes, lengths, resets, ctx.detach_every
+    results = run(
+        dy, dh_n, dc_n, *inputs, tokens, y, saved, c, *ctx.layout, needed[0], any(needed[3:]), *masks, dc
+    )  # fmt: skip
     return tuple(g if n and t is not None else None for g, n, t in zip(results, needed, inputs, strict=True))
 
 
@@ -66,13 +75,18 @@ def _vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[An
 
 
 def _outputs(
-    cell: str, inputs: Sequence[TensorOrNone], tokens: TensorOrNone, batch_first: bool, reverse: bool
+    cell: str,
+    inputs: Sequence[TensorOrNone],
+    tokens: TensorOrNone,
+    masks: Masks,
+    batch_first: bool,
+    reverse: bool,
 ) -> tuple[Tensor, ...]:
-    """``(y, h_n)`` or ``(y, h_n, c_n)`` in plain PyTorch, from the seven tensors of a forward operator and tokens."""
+    """``(y, h_n)`` or ``(y, h_n, c_n, c)`` in plain PyTorch, from the seven tensors of a saving operator and tokens."""
     x, h0, c0, *weights = inputs
     assert x is not None
     states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
-    return reference_layer(cell, x, states, weights, tokens, batch_first, reverse)
+    return reference_layer(cell, x, states, weights, tokens, batch_first, reverse, masks, return_states=True)
 
 
 def reference_layer(
@@ -83,10 +97,18 @@ def reference_layer(
     tokens: TensorOrNone,
     batch_first: bool,
     reverse: bool,
+    masks: Masks = NO_MASKS,
+    return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """What a forward operator returns of y and the final states, in plain PyTorch."""
+    """What an operator returns of y, the final states and, where asked for, c of every step, in plain PyTorch."""
     if tokens is not None:
         x = torch.nn.functional.embedding(tokens, x)
+    batch_sizes, lengths, resets, detach_every = masks
+    place = None  # of each row of a packed sequence in the padded one, and back
+    if batch_sizes is not None:
+        batch_first = False
+        lengths, place, padded = reference.packed_places(batch_sizes, x.device)
+        x, resets = x[padded], None if resets is None else resets[padded]
     one_step = x.dim() == 2
     if one_step:
         x, batch_first = x.unsqueeze(0), False
@@ -97,19 +119,34 @@ def reference_layer(
         starts = (x.new_zeros(x.shape[0 if batch_first else 1], w_hh.shape[1]),) * CELLS[cell].states
     else:
         starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)
-    y, ends = reference.layer(cell, x, starts, weights, batch_first, reverse)
-    return (y.squeeze(0) if one_step else y, *(s.unsqueeze(0) if layered else s for s in ends))
+    all_states, ends = reference.unroll(
+        cell, x, starts, weights, batch_first, reverse, resets=resets, lengths=lengths, detach_every=detach_every
+    )
+    y, *cells = all_states
+    if batch_first:
+        cells = [c.transpose(0, 1) for c in cells]
+    if place is not None:
+        y, *cells = (s.flatten(0, 1)[place] for s in (y, *cells))
+    return (
+        y.squeeze(0) if one_step else y,
+        *(s.unsqueeze(0) if layered else s for s in ends),
+        *(cells if return_states else ()),
+    )
 
 
 def _setup_double(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    ctx.save_for_backward(*inputs[: 3 + _TENSORS + 1])
-    ctx.layout = inputs[-4:-2]
+    *given, batch_first, reverse, _, _ = inputs[:_WITHOUT_MASKS]
+    optional: tuple[Any, ...] = (*NO_MASKS, None)
+    *masks, dc = (*inputs[_WITHOUT_MASKS:], *optional[len(inputs) - _WITHOUT_MASKS :])
+    ctx.save_for_backward(*given[:3], dc, *given[3 : 3 + _TENSORS + 1], *masks[:3])
+    ctx.layout, ctx.detach_every = (batch_first, reverse), masks[3]
     ctx.set_materialize_grads(False)
 
 
 def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorOrNone, ...]:
     """Gradients for all arguments of the backward operator."""
-    *arguments, tokens = ctx.saved_tensors
+    *arguments, tokens, batch_sizes, lengths, resets = ctx.saved_tensors
+    masks = Masks(batch_sizes, lengths, resets, ctx.detach_every)
     given = [i for i, t in enumerate(arguments) if t is not None]
 
     def first(*values: Tensor) -> tuple[Tensor, ...]:
@@ -117,14 +154,14 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
         full: list[TensorOrNone] = [None] * len(arguments)
         for i, v in zip(given, values, strict=True):
             full[i] = v
-        cotangents, inputs = full[:3], full[3:]
+        cotangents, inputs = full[:4], full[4:]
         present = [i for i, t in enumerate(inputs) if t is not None]
 
         def outputs(*values: Tensor) -> tuple[Tensor, ...]:
             some = list(inputs)
             for i, v in zip(present, values, strict=True):
                 some[i] = v
-            return _outputs(cell, some, tokens, *ctx.layout)
+            return _outputs(cell, some, tokens, masks, *ctx.layout)
 
         ys, pull = _vjp(outputs, *(inputs[i] for i in present))
         return pull(tuple(torch.zeros_like(y) if d is None else d for y, d in zip(ys, cotangents, strict=False)))
@@ -133,13 +170,14 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
     with torch.enable_grad(), torch.autocast(arguments[3].device.type, enabled=False):
         results, pull = _vjp(first, *(arguments[i] for i in given))
         # A result that was not asked for has no elements, and its gradient none either.
-        asked = [g for g, t in zip(grads, arguments[3:], strict=True) if t is not None]
+        asked = [g for g, t in zip(grads, arguments[4:], strict=True) if t is not None]
         cotangents = (
             torch.zeros_like(r) if g is None or g.shape != r.shape else g for r, g in zip(results, asked, strict=True)
         )
         second = iter(pull(tuple(cotangents)))
     # y, saved and c are computed from the other arguments: their share of the gradient is in those.
-    return (*(None if t is None else next(second) for t in arguments), *(None,) * 8)
+    dy, dh_n, dc_n, dc, *inputs = (None if t is None else next(second) for t in arguments)
+    return (dy, dh_n, dc_n, *inputs, *(None,) * (_WITHOUT_MASKS - 3 - _TENSORS + len(masks)), dc)
 
 
 def _register(cell: str) -> None:
@@ -211,26 +249,33 @@ class _LayerFunction(torch.autograd.Function):
 
 
 class EagerFunction(torch.autograd.Function):
-    """``apply(cell, *arguments of a saving operator)``: ``(y, h_n)`` or ``(y, h_n, c_n)``.
+    """``apply(cell, return_states, *arguments of a saving operator)``: ``(y, h_n)`` or ``(y, h_n, c_n)``, and c.
 
     The same derivatives as :class:`_LayerFunction` of any order, but not under torch.func's transforms: what those need
     takes more time than a short layer.
     """
 
     @staticmethod
-    def forward(ctx, cell, *args):
+    def forward(ctx, cell, return_states, *args):
         output = run_below_autograd(SAVING[cell], *args)
-        ctx.cell = cell
+        ctx.cell, ctx.return_states = cell, return_states
         _save(ctx, args, output)
-        return output[: 1 + CELLS[cell].states]
+        return results_of(cell, output, return_states)
 
     @staticmethod
     def backward(ctx, *grads):
         # Only under create_graph is the gradient itself differentiated.
         function = _BackwardFunction.apply if torch.is_grad_enabled() else _run_backward_operator
-        grads = (*grads, None)[:3]
-        grads = _backward(ctx.cell, partial(function, ctx.cell), ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
-        return (None, *grads, *(None,) * _OTHERS)
+        dc = grads[-1] if ctx.return_states else None
+        grads = (*(*grads, None)[:3], None, dc)
+        grads = _backward(ctx.cell, partial(function, ctx.cell), ctx, ctx.needs_input_grad[2 : 2 + _TENSORS], grads)
+        return (None, None, *grads, *(None,) * _OTHERS)
+
+
+def results_of(cell: str, output: Sequence[Tensor], return_states: bool) -> tuple[Tensor, ...]:
+    """Of what a saving operator returns, y, the final states and, where asked for, c of every step."""
+    results = tuple(output[: 1 + CELLS[cell].states])
+    return (*results, output[4]) if return_states else results
 
 
 def run_below_autograd(op: Any, *args: Any) -> Any:

@@ -18,8 +18,8 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from . import cuda, projection
-from .autograd import FUNCTIONS, EagerFunction, reference_layer, run_below_autograd
-from .ops import CELLS, FORWARD, SAVING
+from .autograd import FUNCTIONS, NO_MASKS, EagerFunction, reference_layer, results_of, run_below_autograd
+from .ops import CELLS, FORWARD, SAVING, Masks
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
@@ -38,7 +38,12 @@ def lstm(
     dropout: float = 0.0,
     training: bool = False,
     recompute: bool = False,
-) -> tuple[Tensor, tuple[Tensor, Tensor]]:
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    detach_every: int | None = None,
+    return_states: bool = False,
+) -> tuple[Any, ...]:
     """Runs stacked LSTM layers over a whole sequence (Hochreiter and Schmidhuber 1997; Gers et al. 2000).
 
     With D = 2 when bidirectional, else 1, L layers and H hidden units:
@@ -57,21 +62,35 @@ def lstm(
             before the products of backward.
         dropout: probability of zeroing each output of every layer but the last, when training.
         recompute: keep no gates for backward, which computes them again (Chen et al. 2016): less memory, more time.
+        batch_sizes: of a packed sequence, as in PackedSequence: int64 ``[T]`` on the CPU. Then input is the data
+            ``[N, I]`` (tokens ``[N]``), y is ``[N, D*H]``, and the states have the entries in the packed order.
+        lengths: integers ``[B]`` from 0 to T, on the device of input: each entry ends after so many steps. y is zero
+            after them, h_n and c_n are those of the last step, and the reversed direction begins with it. Steps that
+            are over cost no time.
+        resets: bool ``[T, B]`` (``[B, T]`` with batch_first, ``[N]`` packed): the states of all layers are zeroed
+            before that step, in the order in which a direction runs, and no gradient passes.
+        detach_every: truncated backpropagation (Williams and Peng 1990): no gradient passes from step t to step t - 1
+            where this divides t, as if the states were detached there.
+        return_states: also return c of every step, of the last layer.
 
     Returns:
-        y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``.
+        y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``; with return_states also c,
+        shaped as y.
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
             table (on a GPU that is an error of the device, as in F.embedding), and for T = 0.
+        ValueError: for detach_every below 1, or with bidirectional.
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, or on devices
-            other than the CPU and, where there are CUDA kernels, CUDA devices.
+            other than the CPU and, where there are CUDA kernels, CUDA devices; and on CUDA, or with projections, for
+            batch_sizes, lengths, resets, detach_every and return_states.
 
     Under torch.autocast all tensors but those of float64 are cast to its dtype, and so are the results.
     """
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
-    y, h_n, c_n = network("lstm", input, hx, weights, embedding, *options)
-    return y, (h_n, c_n)
+    masks = masks_of(batch_sizes, lengths, resets, detach_every, bidirectional)
+    y, h_n, c_n, *c = network("lstm", input, hx, weights, embedding, *options, masks, return_states)
+    return y, (h_n, c_n), *c
 
 
 def gru(
@@ -86,13 +105,18 @@ def gru(
     dropout: float = 0.0,
     training: bool = False,
     recompute: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    detach_every: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs stacked GRU layers over a whole sequence (Cho et al. 2014, the reset gate after the matrix product).
 
     Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
     """
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
-    y, h_n = network("gru", input, None if hx is None else (hx,), weights, embedding, *options)
+    masks = masks_of(batch_sizes, lengths, resets, detach_every, bidirectional)
+    y, h_n = network("gru", input, None if hx is None else (hx,), weights, embedding, *options, masks)
     return y, h_n
 
 
@@ -109,6 +133,10 @@ def rnn(
     dropout: float = 0.0,
     training: bool = False,
     recompute: bool = False,
+    batch_sizes: Tensor | None = None,
+    lengths: Tensor | None = None,
+    resets: Tensor | None = None,
+    detach_every: int | None = None,
 ) -> tuple[Tensor, Tensor]:
     """Runs stacked Elman layers over a whole sequence, h = nonlinearity(w_ih x + b_ih + w_hh h + b_hh).
 
@@ -119,7 +147,8 @@ def rnn(
     if nonlinearity not in ("tanh", "relu"):
         raise ValueError(f"Unknown nonlinearity '{nonlinearity}'. Select from 'tanh' or 'relu'.")
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
-    y, h_n = network(f"rnn_{nonlinearity}", input, None if hx is None else (hx,), weights, embedding, *options)
+    masks = masks_of(batch_sizes, lengths, resets, detach_every, bidirectional)
+    y, h_n = network(f"rnn_{nonlinearity}", input, None if hx is None else (hx,), weights, embedding, *options, masks)
     return y, h_n
 
 
@@ -193,6 +222,28 @@ def _check_pair(name: str, hx: Sequence[Tensor]) -> None:
         raise RuntimeError(f"{name} expects two hidden states, got {len(hx)}")
 
 
+def masks_of(
+    batch_sizes: Tensor | None,
+    lengths: Tensor | None,
+    resets: Tensor | None,
+    detach_every: int | None,
+    bidirectional: bool,
+) -> Masks:
+    """The operators' arguments of these options."""
+    if batch_sizes is None and lengths is None and resets is None and detach_every is None:
+        return NO_MASKS
+    if detach_every is not None:
+        if detach_every < 1:
+            raise ValueError(f"Expected detach_every to be at least 1, got {detach_every}")
+        if bidirectional:
+            raise ValueError("detach_every: the gradients of a bidirectional layer cannot be truncated in one call")
+    if lengths is not None and lengths.dtype != torch.int64:
+        if lengths.dtype == torch.bool or lengths.is_floating_point() or lengths.is_complex():
+            raise RuntimeError(f"Expected lengths of integers, got {lengths.dtype}")
+        lengths = lengths.long()
+    return Masks(batch_sizes, lengths, resets, detach_every or 0)
+
+
 def network(
     cell: str,
     x: Tensor,
@@ -204,12 +255,24 @@ def network(
     batch_first: bool,
     dropout: float,
     recompute: bool,
+    masks: Masks = NO_MASKS,
+    return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """y and the final states of stacked layers, as :func:`lstm` has them; states are ``[L*D, B, H]`` or None."""
-    if x.dim() != (3 if embedding is None else 2):
-        raise RuntimeError(f"input must have {3 if embedding is None else 2} dimensions, got {x.dim()}")
+    """y and the final states of stacked layers, as :func:`lstm` has them; states are ``[L*D, B, H]`` or None.
+
+    With return_states also c of the last layer, shaped as y.
+    """
+    batch_first = batch_first and masks.batch_sizes is None
+    dims = (3 if embedding is None else 2) - (masks.batch_sizes is not None)
+    if x.dim() != dims:
+        raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
     if x.size(1 if batch_first else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
+    if x.is_cuda and (masks is not NO_MASKS or return_states):
+        raise NotImplementedError(
+            "fusedrnn's CUDA kernels do not serve PackedSequence, lengths, resets, detach_every and return_states yet; "
+            "its CPU kernels do"
+        )
     layers = 2 * num_layers if bidirectional else num_layers
     each, left = divmod(len(weights), max(layers, 1))
     if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
@@ -223,16 +286,24 @@ def network(
     if embedding is not None:
         _check_tokens(x, embedding, weights[0])
         # Forward alone projects the rows that are used, or the table, whichever are fewer.
-        if not torch.is_grad_enabled() or embedding.shape[0] < x.shape[0] * x.shape[1]:
+        if not torch.is_grad_enabled() or embedding.shape[0] < x.numel():
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
     if layers == 1 and not each % 2:
         group = weights if len(weights) == 4 else (*weights, None, None)
-        return _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute)
+        results = _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute, masks, return_states)
+        return _with_cells(results, (results[-1],), batch_first) if return_states else results
     return _checked(
-        _stack, cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute
-    )
+        _stack, cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute, masks,
+        return_states,
+    )  # fmt: skip
+
+
+def _with_cells(results: Sequence[Tensor], cells: Sequence[Tensor], batch_first: bool) -> tuple[Tensor, ...]:
+    """results, whose last tensor becomes c of all directions, which the operators have with time first."""
+    c = cells[0] if len(cells) == 1 else torch.cat(tuple(cells), -1)
+    return (*results[:-1], c.transpose(0, 1) if batch_first else c)
 
 
 def _stack(
@@ -246,6 +317,8 @@ def _stack(
     bidirectional: bool,
     dropout: float,
     recompute: bool,
+    masks: Masks,
+    return_states: bool,
 ) -> tuple[Tensor, ...]:
     """Several layers or directions."""
     directions = 2 if bidirectional else 1
@@ -253,8 +326,11 @@ def _stack(
     projected = each % 2  # w_hr comes last
     groups = [(*weights[i : i + each - projected], None, None)[:4] for i in range(0, len(weights), each)]
     projections = weights[each - 1 :: each] if projected else ()
-    if projected and recompute:
-        raise NotImplementedError("fusedrnn does not serve recompute for an LSTM with a projection")
+    if projected and (recompute or return_states or masks is not NO_MASKS):
+        raise NotImplementedError(
+            "fusedrnn does not serve recompute, PackedSequence, lengths, resets, detach_every and return_states for an "
+            "LSTM with a projection"
+        )
     starts: list[States | None] = [None] * len(groups)
     if states is not None:
         for s in states:
@@ -265,16 +341,22 @@ def _stack(
     for first in range(0, len(groups), directions):
         if first and dropout:
             x = _dropout(x, dropout, batch_first)
-        ys = []
+        ys, cells = [], []
+        with_cells = return_states and first + directions == len(groups)
         for i in range(first, first + directions):
             if projected:
                 y, *end = projection.layer(x, starts[i], groups[i], projections[i], tokens, batch_first, i > first)
             else:
-                y, *end = _layer(cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute)
+                y, *end = _layer(
+                    cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute, masks, with_cells
+                )
             ys.append(y)
+            if with_cells:
+                cells.append(end.pop())
             ends.append(tuple(end))
         x, tokens = torch.cat(ys, -1) if bidirectional else ys[0], None
-    return (x, *(torch.cat(s) for s in zip(*ends, strict=True)))
+    results = (x, *(torch.cat(s) for s in zip(*ends, strict=True)))
+    return _with_cells((*results, x), cells, batch_first) if return_states else results
 
 
 def _layer(
@@ -286,28 +368,34 @@ def _layer(
     batch_first: bool = False,
     reverse: bool = False,
     recompute: bool = False,
+    masks: Masks = NO_MASKS,
+    return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """One layer in one direction: y and the final states, of shapes that :mod:`fusedrnn.ops` describes.
+    """One layer in one direction: y and the final states, of shapes that :mod:`fusedrnn.ops` describes, and c if asked.
 
     With tokens, x is the table that they pick from.
     """
     if forward_ad._current_level >= 0:
-        return reference_layer(cell, x, states, weights, tokens, batch_first, reverse)
+        return reference_layer(cell, x, states, weights, tokens, batch_first, reverse, masks, return_states)
     h0, c0 = (None, None) if states is None else states if len(states) == 2 else (states[0], None)
     args = (x, h0, c0, *weights, tokens, batch_first, reverse)
     if is_compiling():
         # The operator is one node of the graph, and has the same backward.
-        if torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args):
-            return SAVING[cell](*args, recompute)[: 1 + CELLS[cell].states]
-        return FORWARD[cell](*args)
+        if return_states or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)):
+            return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
+        return FORWARD[cell](*args, *masks[:3])
     if maybe_current_level() is not None:
         # Inside a transform of torch.func, requires_grad does not tell.
-        return FUNCTIONS[cell].apply(cell, *args, recompute)[: 1 + CELLS[cell].states]
-    if torch.is_inference_mode_enabled():
-        return FORWARD[cell](*args)
-    if torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-        return EagerFunction.apply(cell, *args, recompute)
-    return run_below_autograd(FORWARD[cell], *args)
+        return results_of(cell, FUNCTIONS[cell].apply(cell, *args, recompute, *masks), return_states)
+    inference = torch.is_inference_mode_enabled()
+    if not inference and torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
+        return EagerFunction.apply(cell, return_states, *args, recompute, *masks)
+    op: Any = FORWARD[cell]
+    last: tuple[Any, ...] = masks[:3]
+    if return_states:  # c is among what backward needs
+        op, last = SAVING[cell], (True, *masks)
+    results = op(*args, *last) if inference else run_below_autograd(op, *args, *last)
+    return results_of(cell, results, True) if return_states else results
 
 
 def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:

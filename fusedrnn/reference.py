@@ -64,14 +64,18 @@ STEPS: dict[str, Callable[..., States]] = {
 }
 
 
-def layer(
+def unroll(
     cell: str,
     x: Tensor,
     states: States,
     weights: Sequence[Tensor | None],
     batch_first: bool = False,
     reverse: bool = False,
-) -> tuple[Tensor, States]:
+    *,
+    resets: Tensor | None = None,
+    lengths: Tensor | None = None,
+    detach_every: int = 0,
+) -> tuple[States, States]:
     """Runs one layer in one direction over a whole sequence.
 
     Args:
@@ -80,20 +84,64 @@ def layer(
         states: ``(h,)`` or ``(h, c)``, each ``[B, H]``.
         weights: ``(w_ih, w_hh)`` or ``(w_ih, w_hh, b_ih, b_hh)``; with w_hr after these for an LSTM with a projection.
         reverse: run from the last step to the first; outputs keep their place.
+        resets: bool ``[T, B]`` (``[B, T]``): the states are zeroed before that step, in the order of running.
+        lengths: integers ``[B]``: only the first steps of each entry are run; outputs are zero after them.
+        detach_every: the states are detached before each step but the first that this divides.
 
     Returns:
-        ``y`` (h of every step, in the layout of x) and the states after the last step that was run.
+        The states of every step, in the layout of x, and those after the last step that was run.
     """
     step = STEPS[cell]
     time = 1 if batch_first else 0
     rows = x.unbind(time)
-    outputs: list[Tensor] = []
-    for x_t in reversed(rows) if reverse else rows:
-        states = step(x_t, states, *weights)
-        outputs.append(states[0])
+    outputs: list[States] = []
+    for t in reversed(range(len(rows))) if reverse else range(len(rows)):
+        runs = None if lengths is None else (lengths > t).unsqueeze(1)
+        before = states
+        if detach_every and t and t % detach_every == 0:
+            before = tuple(s.detach() for s in before)
+        if resets is not None:
+            zeroed = resets.select(time, t).unsqueeze(1)
+            before = tuple(s.masked_fill(zeroed, 0) for s in before)
+        after = step(rows[t], before, *weights)
+        if runs is None:
+            states = after
+            outputs.append(after)
+        else:
+            states = tuple(torch.where(runs, a, s) for a, s in zip(after, states, strict=True))
+            outputs.append(tuple(a.masked_fill(~runs, 0) for a in after))
     if not outputs:
-        return x.new_empty((*x.shape[:2], states[0].shape[-1])), states
-    return torch.stack(outputs[::-1] if reverse else outputs, time), states
+        return tuple(x.new_empty((*x.shape[:2], s.shape[-1])) for s in states), states
+    ordered = outputs[::-1] if reverse else outputs
+    return tuple(torch.stack(s, time) for s in zip(*ordered, strict=True)), states
+
+
+def layer(
+    cell: str,
+    x: Tensor,
+    states: States,
+    weights: Sequence[Tensor | None],
+    batch_first: bool = False,
+    reverse: bool = False,
+    **masks,
+) -> tuple[Tensor, States]:
+    """:func:`unroll`, but returns of the states of every step ``y`` alone, which is h."""
+    outputs, states = unroll(cell, x, states, weights, batch_first, reverse, **masks)
+    return outputs[0], states
+
+
+def packed_places(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+    """How a packed sequence of N rows (as in PackedSequence) and a padded one of ``[T, B]`` belong together.
+
+    Returns:
+        The lengths ``[B]``; for each packed row its padded one, ``[N]``, counted through the steps; and for each padded
+        row its packed one, ``[T, B]``, which is 0 where there is none.
+    """
+    batch = int(batch_sizes[0])
+    there = torch.arange(batch) < batch_sizes.unsqueeze(1)
+    packed = (batch_sizes.cumsum(0) - batch_sizes).unsqueeze(1) + torch.arange(batch)
+    place = there.flatten().nonzero().squeeze(1)
+    return there.sum(0).to(device), place.to(device), packed.where(there, 0).to(device)
 
 
 def network(
@@ -105,8 +153,10 @@ def network(
     batch_first: bool = False,
     dropout: float = 0.0,
     training: bool = False,
+    resets: Tensor | None = None,
+    **masks,
 ) -> tuple[Tensor, tuple[Tensor, ...]]:
-    """Stacked layers, as nn.LSTM, nn.GRU and nn.RNN stack them.
+    """Stacked layers, as nn.LSTM, nn.GRU and nn.RNN stack them; ``resets`` and masks are :func:`unroll`'s.
 
     Args:
         states: ``(h,)`` or ``(h, c)``, each ``[L*D, B, H]``.
@@ -119,14 +169,14 @@ def network(
     directions = 2 if bidirectional else 1
     last: list[States] = []
     if batch_first:  # as nn.* does, so that dropout draws the same masks in either layout
-        x = x.transpose(0, 1)
+        x, resets = x.transpose(0, 1), None if resets is None else resets.T
     for first in range(0, len(weights), directions):
         if first and training and dropout:
             x = F.dropout(x, dropout)
         ys = []
         for d in range(directions):
             start = tuple(s[first + d] for s in states)
-            y, end = layer(cell, x, start, weights[first + d], reverse=d == 1)
+            y, end = layer(cell, x, start, weights[first + d], reverse=d == 1, resets=resets, **masks)
             ys.append(y)
             last.append(end)
         x = torch.cat(ys, -1) if bidirectional else ys[0]

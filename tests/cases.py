@@ -10,6 +10,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
 from fusedrnn import reference
@@ -125,9 +126,11 @@ def on_meta(tree: Any) -> Any:
 
 
 def flatten(tree: Any) -> list[Tensor]:
-    """The tensors of a result or of a state, in order: y, h, c."""
+    """The tensors of a result or of a state, in order: y, h, c. Of a packed sequence those are its data."""
     if tree is None:
         return []
+    if isinstance(tree, PackedSequence):
+        return [tree.data]
     return [tree] if isinstance(tree, Tensor) else [leaf for branch in tree for leaf in flatten(branch)]
 
 
@@ -166,7 +169,11 @@ def results(
         torch.manual_seed(seed)
     out = outputs(module, x, hx)
     plain = getattr(module, "_orig_mod", module)  # of a compiled module
-    leaves = {"x": x, **dict(zip(("h_0", "c_0"), flatten(hx), strict=False)), **dict(plain.named_parameters())}
+    leaves = {
+        "x": flatten(x)[0],
+        **dict(zip(("h_0", "c_0"), flatten(hx), strict=False)),
+        **dict(plain.named_parameters()),
+    }
     leaves = {name: leaf for name, leaf in leaves.items() if leaf.requires_grad}
     sources = [out[name] for name in used if name in out and out[name].requires_grad]
     grads: tuple[Tensor | None, ...] = ()

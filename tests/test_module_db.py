@@ -13,7 +13,6 @@ import pytest
 import torch
 from cases import SERVED_DTYPES, TOLERANCE, Results, assert_same, results
 from torch import nn
-from torch.nn.utils.rnn import PackedSequence
 
 import fusedrnn
 
@@ -52,8 +51,6 @@ def unserved(sample: Any) -> str | None:
     """The feature of nn.* that a sample needs and that is not served."""
     if sample.constructor_input.kwargs.get("proj_size", 0):
         return "proj_size"
-    if any(isinstance(value, PackedSequence) for value in sample.forward_input.args):
-        return "PackedSequence"
     return None
 
 
@@ -92,12 +89,12 @@ def test_sample_agrees_with_nn(name: str, dtype: torch.dtype, i: int, training: 
 
 @pytest.mark.parametrize("training", MODES, ids=["train", "eval"])
 @pytest.mark.parametrize("dtype", SERVED_DTYPES, ids=str)
-def test_only_packed_and_projected_samples_are_excluded(dtype: torch.dtype, training: bool) -> None:
+def test_only_projected_samples_are_excluded(dtype: torch.dtype, training: bool) -> None:
     features = {name: Counter(map(unserved, samples(name, dtype, training))) for name in NAMES}
     for name, count in features.items():
         assert 2 * count[None] >= count.total() > 0, f"{name}: less than half of the samples are served, {count}"
     excluded = {name: set(count) - {None} for name, count in features.items() if set(count) != {None}}
-    assert excluded == {"LSTM": {"proj_size"}, "GRU": {"PackedSequence"}, "RNN": {"PackedSequence"}}
+    assert excluded == {"LSTM": {"proj_size"}}
 
 
 @pytest.mark.parametrize("name, dtype, i", numbered(lambda name, dtype: len(error_samples(name, dtype))))

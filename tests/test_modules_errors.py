@@ -25,7 +25,6 @@ from cases import (
     on_meta,
 )
 from torch import Tensor, nn
-from torch.nn.utils.rnn import pack_sequence
 
 import fusedrnn
 
@@ -245,7 +244,3 @@ def test_unserved_dtype_says_what_to_use(kind: Kind) -> None:
         call(module, x, hx)
 
 
-@each_layer
-def test_packed_sequence_says_what_to_use(kind: Kind) -> None:
-    with pytest.raises(NotImplementedError, match=both("PackedSequence", r"nn\.")):
-        kind.ours(3, 4, dtype=f64)(pack_sequence([rand(5, 3), rand(2, 3)]))

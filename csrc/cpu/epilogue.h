@@ -111,7 +111,9 @@ struct BackwardStep {
   static constexpr int kTiles = kTilesOfGates;
 
   int64_t H;
-  Rows<const T> saved, y, h_prev, c, c_prev, dy;  // dy may be null
+  Rows<const T> saved, y, h_prev, c, c_prev;
+  Rows<const T> dy, dc_out;   // gradients of y and c, or null
+  Rows<const uint8_t> reset;  // where not 0, the product does not count; or null
   bool use_direct;
   Rows<T> delta;
   Rows<T> direct, dc;  // padded; direct is the part of dh that does not pass w_hh
@@ -132,6 +134,7 @@ struct BackwardStep {
     Step<F> step;
     StateGrad<F> grad;
     FUSEDRNN_EACH(i, P) grad.dh.v[i] = load(product + i * stride);
+    if (reset.p) FUSEDRNN_EACH(i, P) if (*reset.at(row + i, 0)) grad.dh.v[i] = Vec<T>{};
     if (dy.p) FUSEDRNN_EACH(i, P) grad.dh.v[i] += edge.get(dy.at(row + i, unit));
     if (use_direct) FUSEDRNN_EACH(i, P) grad.dh.v[i] += load(direct.at(row + i, unit));
     FUSEDRNN_EACH(k, Cell::kSaved) FUSEDRNN_EACH(i, P) values[k].v[i] = edge.get(saved.at(row + i, k * H + unit));
@@ -141,6 +144,7 @@ struct BackwardStep {
       FUSEDRNN_EACH(i, P) step.c.v[i] = edge.get(c.at(row + i, unit));
       FUSEDRNN_EACH(i, P) step.c_prev.v[i] = edge.get(c_prev.at(row + i, unit));
       FUSEDRNN_EACH(i, P) grad.dc.v[i] = load(dc.at(row + i, unit));
+      if (dc_out.p) FUSEDRNN_EACH(i, P) grad.dc.v[i] += edge.get(dc_out.at(row + i, unit));
     }
     Cell::backward(values, step, grad, d);
     FUSEDRNN_EACH(k, Cell::kDeltas) FUSEDRNN_EACH(i, P) edge.put(delta.at(row + i, k * H + unit), d[k].v[i]);

@@ -81,13 +81,10 @@ static void pack_deltas(const WeightGradients<T>& g, int64_t c0, const Blocks& t
 constexpr int64_t kShortRowBytes = 512;
 template <class T>
 static bool in_place(const WeightGradient<T>& w, int64_t B) {
-  bool fits = w.N % kLanes<T> == 0 && w.N * int64_t(sizeof(T)) <= kShortRowBytes;
-  for (const cpu::Piece& piece : w.pieces) {
-    const Stored& s = piece.rows;
-    const bool even = B == 1 || piece.t1 - piece.t0 <= 1 || s.step == B * s.row;
-    if (piece.t1 > piece.t0) fits = fits && s.p && s.type == cpu::kTypeOf<T> && s.row == w.N && even;
-  }
-  return fits;
+  const Stored& s = w.features.rows;
+  const bool even = B == 1 || w.features.t1 - w.features.t0 <= 1 || s.step == B * s.row;
+  return w.N % kLanes<T> == 0 && w.N * int64_t(sizeof(T)) <= kShortRowBytes && s.p && s.type == cpu::kTypeOf<T> &&
+         s.row == w.N && even;
 }
 
 template <class T>
@@ -95,16 +92,9 @@ static void add_products(const WeightGradients<T>& g, const WeightGradient<T>& w
                          int64_t units, const StoreProduct<T>& to) {
   auto p = packed_product<T, 1>(deltas, g.K, packed, g.K, nullptr);
   if (packed) return sweep<T, 1, true>(p, 0, units, 0, panels<T>(w.N), to);
-  StoreProduct<T> store = to;
-  for (const cpu::Piece& piece : w.pieces) {
-    p.K = (piece.t1 - piece.t0) * g.B;
-    if (p.K == 0) continue;
-    const Steps<const T> rows = piece.rows.as<const T>();
-    p.weights = rows.at(piece.t0), p.step = g.B == 1 ? rows.step : rows.row, p.stream = kLanes<T>;
-    sweep<T, 1, true>(p, 0, units, 0, panels<T>(w.N), store);
-    p.k0 += p.K;
-    store.add = true;
-  }
+  const Steps<const T> rows = w.features.rows.template as<const T>();
+  p.weights = rows.at(w.features.t0), p.step = g.B == 1 ? rows.step : rows.row, p.stream = kLanes<T>;
+  sweep<T, 1, true>(p, 0, units, 0, panels<T>(w.N), to);
 }
 
 // The rows that belong to units u0..u1 of one gate of the deltas.
@@ -130,11 +120,7 @@ static void pack_features(const WeightGradients<T>& g, T* const (&packed)[2], bo
   if (groups(0) + groups(1) == 0) return;
   for_each(groups(0) + groups(1), !alone, runner, [&](int64_t group) {
     const int w = group >= groups(0);
-    int64_t k = 0;
-    for (const cpu::Piece& piece : g.of[w].pieces) {
-      pack_piece(piece, g.B, g.of[w].N, group - w * groups(0), g.K, k, packed[w]);
-      k += (piece.t1 - piece.t0) * g.B;
-    }
+    pack_piece(g.of[w].features, g.B, g.of[w].N, group - w * groups(0), g.K, 0, packed[w]);
   });
 }
 

@@ -84,24 +84,11 @@ static int64_t multiply_add(int64_t rounds, const Runner& runner) {
 }
 
 template <class T>
-constexpr Kernels<T> kKernels = {packed_size<T>,
-                                 pack<T>,
-                                 pack_rows_at<T>,
-                                 pack_bias<T>,
-                                 copy<T>,
-                                 forward_states<T>,
-                                 backward_states<T>,
-                                 run_project<T>,
-                                 run_forward<T>,
-                                 run_recompute<T>,
-                                 run_backward<T>,
-                                 product<T>,
-                                 gradient_scratch<T>,
-                                 weight_gradients<T>,
-                                 few_products<T>,
-                                 add_by_token<T>,
-                                 run_activations<T>,
-                                 multiply_add<T>};
+constexpr Kernels<T> kKernels = {
+    packed_size<T>,   pack<T>,           pack_rows_at<T>,    pack_bias<T>,        copy<T>,
+    states_before<T>, forward_states<T>, backward_states<T>, run_project<T>,      run_forward<T>,
+    run_recompute<T>, run_backward<T>,   product<T>,         gradient_scratch<T>, weight_gradients<T>,
+    few_products<T>,  add_by_token<T>,   run_activations<T>, multiply_add<T>};
 
 }  // namespace
 }  // namespace fusedrnn

@@ -28,15 +28,22 @@ struct Runner {
   int threads;
 };
 
-// Steps stored in a type that is known at run time. Strides are in elements.
+// Steps stored in a type that is known at run time. Strides are in elements; those of a packed sequence are B rows and
+// one. Row i of a sequence, counted through its steps, is the user's row index[i] where they are in another order.
 struct Stored {
   void* p;
   Type type;
   int64_t step, row;
+  const int64_t* index = nullptr;
 
   template <class P>
   FUSEDRNN_INLINE Steps<P> as() const {
     return {static_cast<P*>(p), step, row};
+  }
+  template <class P>
+  FUSEDRNN_INLINE P* row_at(int64_t i, int64_t B) const {
+    const int64_t j = index ? index[i] : i;
+    return as<P>().at(j / B, j % B);
   }
 };
 
@@ -50,20 +57,21 @@ struct Factor {
 // One layer in one direction, or some steps of it. Rows of x hold w_ih x without bias.
 template <class T>
 struct Forward {
-  int64_t steps, B, H;
-  bool reverse;
+  Sequence seq;
+  int64_t H;
   int64_t first, last;          // the steps of this call, in the order in which they are run
   Steps<const T> x;             // or a table of which tokens pick the rows
   Steps<const int64_t> tokens;  // or null
   Steps<T> saved;               // what backward needs, or null; may be x itself
   Steps<T> y;
-  Steps<T> c;            // or null
-  const T *h0, *c0;      // [B, H], or null for zeros
-  T *h_n, *c_n;          // [B, H], written by the call that runs the last step
-  const T* weights;      // packed w_hh, or null for few rows: then w_hh is read where it is
-  Factor w_hh;           // G gates, K = H
-  const T *b_ih, *b_hh;  // packed
-  T* states;             // forward_states() values that live from call to call, aligned to 64 bytes
+  Steps<T> c;                   // or null
+  Steps<const uint8_t> resets;  // where not 0, the states are zeroed before the step; or null
+  const T *h0, *c0;             // [B, H], or null for zeros
+  T *h_n, *c_n;                 // [B, H], written by the calls that run the last step of an entry
+  const T* weights;             // packed w_hh, or null for few rows: then w_hh is read where it is
+  Factor w_hh;                  // G gates, K = H
+  const T *b_ih, *b_hh;         // packed
+  T* states;                    // forward_states() values that live from call to call, aligned to 64 bytes
 };
 
 // w_ih x for the same steps, rows and units as each thread works on in the time loop.
@@ -86,20 +94,31 @@ struct Recompute {
   const T *weights, *b_ih, *b_hh;  // packed
 };
 
+// The states that steps k0 to k1, in the order of running, began with.
+template <class T>
+struct StatesBefore {
+  Sequence seq;
+  int64_t k0, k1, N;
+  Stored all, start;  // after each step; before the first, B rows, or null for zeros
+  Steps<const uint8_t> resets;
+  Steps<T> to;
+};
+
 template <class T>
 struct Backward {
-  int64_t steps, B, H;
-  bool reverse;
+  Sequence seq;
+  int64_t H;
   int64_t first, last;  // the steps of this call, which are run from last - 1 down to first
-  Steps<const T> saved, y, c;
-  const T *h0, *c0;
-  Steps<const T> dy;     // gradients of y, or null for zero
-  const T *dh_n, *dc_n;  // of the last states, or null; [B, H]
-  const T* weights;      // packed w_hh, or null for few rows
-  Factor w_hh;           // one gate, N = H, K = G H
-  Steps<T> delta;        // kDeltas [H] each: gradients of the pre-activations; also holds those of step `last`
-  T *dh0, *dc0;          // [B, H], written by the call that runs the first step, or null
-  T* states;             // backward_states() values that live from call to call
+  Steps<const T> saved, y, c, h_before, c_before;
+  Steps<const T> dy, dc;        // gradients of y and c, or null for zero
+  Steps<const uint8_t> resets;  // or null: no gradient passes them
+  int64_t detach_every;         // nor the beginning of each step that this divides, where not 0
+  const T *dh_n, *dc_n;         // of the last states, or null; [B, H]
+  const T* weights;             // packed w_hh, or null for few rows
+  Factor w_hh;                  // one gate, N = H, K = G H
+  Steps<T> delta;               // kDeltas [H] each: gradients of the pre-activations; also holds those of step `last`
+  T *dh0, *dc0;                 // [B, H], written by the calls that run the first step of an entry, or null
+  T* states;                    // backward_states() values that live from call to call
 };
 
 // c[M, N] = a b.
@@ -122,7 +141,7 @@ struct Piece {
 // The gradient of w_ih or w_hh: row gate[slot] H + unit of `out` is the sum over the rows of delta times features.
 template <class T>
 struct WeightGradient {
-  Piece pieces[2];  // the features, of N values: the rows of both, one after the other, belong to those of the deltas
+  Piece features;  // of N values; their rows belong to those of the deltas
   int64_t N;
   const int* gate;  // of each slot of the deltas, or -1 where it takes no part
   T* out;           // or null
@@ -147,8 +166,9 @@ struct Kernels {
   // Rows k... of a factor of K rows and N columns.
   void (*pack_rows_at)(const Piece&, int64_t B, int64_t N, int64_t K, int64_t k, T* packed, const Runner&);
   void (*pack_bias)(const void* bias, Type, int64_t G, int64_t H, T* packed);
-  // Rows of N values, from one layout and type to another.
-  void (*copy)(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N, const Runner&);
+  // Rows r0 to r1 of N values, from one layout and type to another.
+  void (*copy)(const Stored& from, const Stored& to, int64_t r0, int64_t r1, int64_t B, int64_t N, const Runner&);
+  void (*states_before)(const StatesBefore<T>&, const Runner&);
   int64_t (*forward_states)(CellKind, int64_t B, int64_t H);
   int64_t (*backward_states)(CellKind, int64_t B, int64_t H);
   void (*project)(CellKind, const Projection<T>&, const Runner&);
@@ -160,9 +180,9 @@ struct Kernels {
   void (*weight_gradients)(const WeightGradients<T>&, const Runner&);
   // c[M, G N] = a[M, K] b^T for few rows and a factor that is read where it is (k_stride 1).
   void (*few_products)(const T* a, int64_t M, const Factor& b, T* c, int64_t ldc, const Runner&);
-  // out[tokens[t, b]] += the first n values of rows[t, b], in the order of the rows: the same for any number of
+  // out[tokens[i]] += the first n values of rows[i], for rows r0 to r1 in their order: the same for any number of
   // threads.
-  void (*add_by_token)(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t t0, int64_t t1,
+  void (*add_by_token)(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t r0, int64_t r1,
                        int64_t B, int64_t n, T* out, const Runner&);
   // Packs of sigmoid and tanh over n values each: what the tests of their accuracy call.
   void (*activations)(const T* x, T* sigmoid, T* tanh, int64_t n);

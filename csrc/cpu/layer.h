@@ -31,9 +31,14 @@ struct Layer {
   int64_t V;
   const void *h0, *c0;                    // [B, H], or null for zeros
   const void *w_ih, *w_hh, *b_ih, *b_hh;  // [G H, I], [G H, H], [G H] or null
+  // Of a packed sequence, where entries may have fewer than T steps: see Sequence. Its tensors are packed, or have an
+  // index; the states have the entries in the order of the sequence, or in one of which order[b] is the b-th.
+  const int64_t *offsets = nullptr, *order = nullptr;
+  Steps<const uint8_t> resets = {nullptr, 0, 0};  // packed likewise: where not 0, states are zeroed before the step
 };
 
-// saved and c have time first, or are null: saved when nothing is kept or the gates are to be computed again.
+// saved and c have time first, or are null: saved when nothing is kept or the gates are to be computed again. saved is
+// packed where the sequence is.
 struct LayerForward : Layer {
   Stored y, saved, c;
   void *h_n, *c_n;
@@ -45,6 +50,8 @@ struct LayerBackward : Layer {
   const void *dh_n, *dc_n;
   Stored dx;
   void *dh0, *dc0, *dw_ih, *dw_hh, *db_ih, *db_hh;
+  Stored dc = {nullptr, kFloat32, 0, 0};  // gradient of c, or null
+  int64_t detach_every = 0;               // no gradient passes the beginning of steps that this divides; 0 for none
 };
 
 // Where the time of a thread's layers went, in ns summed over calls, while it is being measured. The last phase is the

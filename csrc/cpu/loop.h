@@ -53,31 +53,58 @@ static Plan plan_of(int64_t B, int64_t steps, int64_t H, const Runner& runner) {
 // Where a thread works: rows r0..r1, panels t0..t1.
 struct Share {
   int64_t r0, r1, t0, t1;
+  // Its part of some rows.
+  Share of(int64_t begin, int64_t end) const { return {r0 > begin ? r0 : begin, r1 < end ? r1 : end, t0, t1}; }
 };
-static Share share_of(const Plan& plan, int64_t B, int64_t tiles, int64_t i, int64_t n) {
-  return plan.by_rows ? Share{B * i / n, B * (i + 1) / n, 0, tiles} : Share{0, B, tiles * i / n, tiles * (i + 1) / n};
+
+// The steps of a call, in the order of running.
+struct Span {
+  Sequence seq;
+  int64_t first, last;
+
+  int64_t steps() const { return last - first; }
+  int64_t t0() const { return seq.reverse ? seq.T - last : first; }
+  int64_t t1() const { return seq.reverse ? seq.T - first : last; }
+  int64_t rows() const { return seq.before(t1()) - seq.before(t0()); }
+  // Of each step, in the mean.
+  int64_t rows_of_step() const { return steps() > 0 ? (rows() + steps() - 1) / steps() : seq.B; }
+
+  // The first entry of share i of n. Shares have the same number of rows over all steps; the first entries have most.
+  int64_t cut(int64_t i, int64_t n) const {
+    if (!seq.offsets || i == n) return seq.B * i / n;
+    int64_t b = 0, done = 0, t = t1();
+    for (; done * n < rows() * i; ++b, done += t - t0())
+      while (t > t0() && seq.rows(t - 1) <= b) --t;
+    return b;
+  }
+};
+
+static Share share_of(const Plan& plan, const Span& span, int64_t tiles, int64_t i, int64_t n) {
+  return plan.by_rows ? Share{span.cut(i, n), span.cut(i + 1, n), 0, tiles}
+                      : Share{0, span.seq.B, tiles * i / n, tiles * (i + 1) / n};
 }
 
 // Calls f(share, team) on every worker; team is null when the workers need not meet.
 template <class F>
-static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner& runner, const F& f) {
+static void run_shares(const Plan& plan, const Span& span, int64_t tiles, const Runner& runner, const F& f) {
   if (plan.workers == 1) {
-    f(Share{0, B, 0, tiles}, static_cast<Team*>(nullptr));
+    f(Share{0, span.seq.B, 0, tiles}, static_cast<Team*>(nullptr));
     return;
   }
   struct Context {
     const F& f;
     const Plan& plan;
-    int64_t B, tiles;
+    const Span& span;
+    int64_t tiles;
     Team team;
-  } context{f, plan, B, tiles, Team(plan.workers)};
+  } context{f, plan, span, tiles, Team(plan.workers)};
   if (plan.by_rows) {
     runner.run(
         plan.workers,
         [](void* p, int64_t begin, int64_t end) {
           Context& c = *static_cast<Context*>(p);
           for (int64_t i = begin; i < end; ++i)
-            c.f(share_of(c.plan, c.B, c.tiles, i, c.plan.workers), static_cast<Team*>(nullptr));
+            c.f(share_of(c.plan, c.span, c.tiles, i, c.plan.workers), static_cast<Team*>(nullptr));
         },
         &context);
   } else {
@@ -89,7 +116,7 @@ static void run_shares(const Plan& plan, int64_t B, int64_t tiles, const Runner&
           if (me < 0) return;
           // Where nobody is missing everyone has the same share in every call, and finds it in its cache.
           const int64_t n = c.team.members();
-          c.f(share_of(c.plan, c.B, c.tiles, n == c.plan.workers ? begin : me, n), &c.team);
+          c.f(share_of(c.plan, c.span, c.tiles, n == c.plan.workers ? begin : me, n), &c.team);
         },
         &context);
   }
@@ -104,9 +131,23 @@ static void copy_state(const T* from, int64_t from_stride, T* to, int64_t to_str
     for (int64_t j = j0; j < j1; ++j) to[b * to_stride + j] = from && j < H ? from[b * from_stride + j] : T(0);
 }
 
+template <class T>
+static void clear_state(T* state, int64_t stride, const Share& s) {
+  copy_state<T>(nullptr, 0, state, stride, 0, s);
+}
+
+// f(entry) for the entries of a share whose states are zeroed before step t.
+template <class F>
+static void each_reset(const Sequence& seq, const Steps<const uint8_t>& resets, int64_t t, const Share& s, const F& f) {
+  if (!resets) return;
+  const uint8_t* of_step = seq.at(resets, t);
+  for (int64_t b = s.r0; b < s.r1; ++b)
+    if (of_step[b * resets.row]) f(Share{b, b + 1, s.t0, s.t1});
+}
+
 template <class P, class T>
-FUSEDRNN_INLINE Rows<P> rows_of(const Steps<T>& all, int64_t t) {
-  return {all ? all.at(t) : nullptr, all.row};
+FUSEDRNN_INLINE Rows<P> rows_of(const Sequence& seq, const Steps<T>& all, int64_t t) {
+  return {all ? seq.at(all, t) : nullptr, all.row};
 }
 
 // Where the states of forward are: h in two buffers that take turns, c in one.
@@ -173,46 +214,62 @@ static void project_share(const Projection<T>& a, const Share& s) {
 template <class Cell, class T>
 static void project(const Projection<T>& a, const Runner& runner) {
   const Plan plan = plan_of<Cell, T>(a.B, a.t1 - a.t0, a.H, runner);
+  const Span span{{a.t1 - a.t0, a.B, false, nullptr}, 0, a.t1 - a.t0};
   for_each(plan.workers, plan.workers > 1, runner,
-           [&](int64_t i) { project_share<Cell>(a, share_of(plan, a.B, panels<T>(a.H), i, plan.workers)); });
+           [&](int64_t i) { project_share<Cell>(a, share_of(plan, span, panels<T>(a.H), i, plan.workers)); });
 }
 
 template <class Cell, class T>
 static void forward(const Forward<T>& a, const Runner& runner) {
   constexpr int64_t G = Cell::kGates;
-  const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
+  const Sequence& seq = a.seq;
+  const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
   const ForwardStates<Cell, T> at(a.states, B, H);
-  const Plan plan = plan_of<Cell, T>(B, a.last - a.first, H, runner);
-  run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
+  const Span span{seq, a.first, a.last};
+  const Plan plan = plan_of<Cell, T>(span.rows_of_step(), span.steps(), H, runner);
+  run_shares(plan, span, tiles, runner, [&](const Share& s, Team* team) {
+    const auto leave = [&](const T* h, int64_t begin, int64_t end) {
+      copy_state<T>(h, Hp, a.h_n, H, H, s.of(begin, end));
+      if (Cell::kHasCellState) copy_state<T>(at.c, Hp, a.c_n, H, H, s.of(begin, end));
+    };
+    const auto reset = [&](T* h, int64_t k) {
+      if (k == seq.T) return;
+      each_reset(seq, a.resets, seq.step(k), s.of(0, seq.rows_of_turn(k)), [&](const Share& entry) {
+        clear_state(h, Hp, entry);
+        if (Cell::kHasCellState) clear_state(at.c, Hp, entry);
+      });
+    };
     if (a.first == 0) {
       copy_state(a.h0, H, at.h[0], Hp, H, s);
+      if (seq.offsets) copy_state(a.h0, H, at.h[1], Hp, H, s);  // entries may begin with any step
       if (Cell::kHasCellState) copy_state(a.c0, H, at.c, Hp, H, s);
+      leave(at.h[0], seq.entries(), B);
+      reset(at.h[0], 0);
       if (team) team->barrier();
     }
     for (int64_t k = a.first; k < a.last; ++k) {
-      const int64_t t = step_of(k, a.steps, a.reverse);
-      if (team && k > a.first) fetch_others(at.h[k & 1], B, Hp, s);
+      const int64_t t = seq.step(k), rows = seq.rows(t);
+      const Share now = s.of(0, rows);
+      if (team && k > a.first) fetch_others(at.h[k & 1], rows, Hp, s);
       T *const before = at.h[k & 1], *const after = at.h[(k + 1) & 1];
       const ForwardStep<Cell, T> step{H,
-                                      a.tokens ? Rows<const T>{a.x.p, a.x.row} : rows_of<const T>(a.x, t),
-                                      rows_of<const int64_t>(a.tokens, t),
+                                      a.tokens ? Rows<const T>{a.x.p, a.x.row} : rows_of<const T>(seq, a.x, t),
+                                      rows_of<const int64_t>(seq, a.tokens, t),
                                       a.b_ih,
                                       {before, Hp},
                                       {at.c, Hp},
                                       {after, Hp},
                                       {at.c, Hp},
-                                      rows_of<T>(a.y, t),
-                                      rows_of<T>(a.c, t),
-                                      rows_of<T>(a.saved, t)};
+                                      rows_of<T>(seq, a.y, t),
+                                      rows_of<T>(seq, a.c, t),
+                                      rows_of<T>(seq, a.saved, t)};
       if (a.weights)
-        sweep<T, G>(packed_product<T, G>(before, Hp, a.weights, H, a.b_hh), s.r0, s.r1, s.t0, s.t1, step);
+        sweep<T, G>(packed_product<T, G>(before, Hp, a.weights, H, a.b_hh), now.r0, now.r1, s.t0, s.t1, step);
       else
-        sweep_few<T, G>(before, Hp, a.w_hh, a.b_hh, s.r0, s.r1, s.t0, s.t1, step);
+        sweep_few<T, G>(before, Hp, a.w_hh, a.b_hh, now.r0, now.r1, s.t0, s.t1, step);
+      leave(after, seq.rows_of_turn(k + 1), rows);
+      reset(after, k + 1);
       if (team) team->barrier();
-    }
-    if (a.last == a.steps) {
-      copy_state<T>(at.h[a.steps & 1], Hp, a.h_n, H, H, s);
-      if (Cell::kHasCellState) copy_state<T>(at.c, Hp, a.c_n, H, H, s);
     }
   });
 }
@@ -245,37 +302,42 @@ struct BackwardStates {
         dc(Cell::kHasCellState ? direct + B * padded<T>(H) : nullptr) {}
 };
 
-// What step k of backward reads and writes. The state before the first step is h0, c0.
+// What step k of backward reads and writes. `gradient` says that the next step sends one back, and `direct` that there
+// is one that does not pass w_hh.
 template <class Cell, class T>
-static BackwardStep<Cell, T> backward_step(const Backward<T>& a, const BackwardStates<Cell, T>& at, int64_t k) {
-  const int64_t H = a.H, Hp = padded<T>(H), t = step_of(k, a.steps, a.reverse);
-  const int64_t prev = step_of(k - 1, a.steps, a.reverse);
-  const auto before = [&](const Steps<const T>& all, const T* start) {
-    return k > 0 ? rows_of<const T>(all, prev) : Rows<const T>{start, H};
-  };
+static BackwardStep<Cell, T> backward_step(const Backward<T>& a, const BackwardStates<Cell, T>& at, int64_t k,
+                                           bool gradient, bool direct) {
+  const Sequence& seq = a.seq;
+  const int64_t H = a.H, Hp = padded<T>(H), t = seq.step(k);
   return {H,
-          rows_of<const T>(a.saved, t),
-          rows_of<const T>(a.y, t),
-          before(a.y, a.h0),
-          rows_of<const T>(a.c, t),
-          before(a.c, a.c0),
-          rows_of<const T>(a.dy, t),
-          Cell::kKeepsDirect || k == a.steps - 1,
-          rows_of<T>(a.delta, t),
+          rows_of<const T>(seq, a.saved, t),
+          rows_of<const T>(seq, a.y, t),
+          rows_of<const T>(seq, a.h_before, t),
+          rows_of<const T>(seq, a.c, t),
+          rows_of<const T>(seq, a.c_before, t),
+          rows_of<const T>(seq, a.dy, t),
+          rows_of<const T>(seq, a.dc, t),
+          gradient && a.resets ? rows_of<const uint8_t>(seq, a.resets, seq.step(k + 1)) : Rows<const uint8_t>{},
+          direct,
+          rows_of<T>(seq, a.delta, t),
           {at.direct, Hp},
           {at.dc, Hp}};
 }
 
-// epilogue(rows, panels) with the part of dh that step k + 1 sends through w_hh; after the last step there is none.
+// epilogue(rows, panels) with zeros.
+template <class T, class Epilogue>
+static void no_gradient(const T* any, const Share& s, const Epilogue& epilogue) {
+  sweep<T, 1>(packed_product<T, 1>(nullptr, 0, any, 0, nullptr), s.r0, s.r1, s.t0, s.t1, epilogue);
+}
+
+// epilogue(rows, panels) with the part of dh that step k + 1 sends through w_hh.
 template <class Cell, class T, class Epilogue>
 static void recurrent_gradient(const Backward<T>& a, const T* tail, int64_t k, const Share& s,
                                const Epilogue& epilogue) {
-  const bool none = k == a.steps - 1;
-  const int64_t K = none ? 0 : Cell::kGates * a.H, full = a.H / kLanes<T>;
-  const T* delta = none ? nullptr : a.delta.at(step_of(k + 1, a.steps, a.reverse)) + Cell::kRecurrentDelta * a.H;
-  if (a.weights || none) {
-    auto p = packed_product<T, 1>(delta, a.delta.row, a.weights ? a.weights : tail, Cell::kGates * a.H, nullptr);
-    p.K = K;
+  const int64_t K = Cell::kGates * a.H, full = a.H / kLanes<T>;
+  const T* delta = a.seq.at(a.delta, a.seq.step(k + 1)) + Cell::kRecurrentDelta * a.H;
+  if (a.weights) {
+    const auto p = packed_product<T, 1>(delta, a.delta.row, a.weights, K, nullptr);
     return sweep<T, 1>(p, s.r0, s.r1, s.t0, s.t1, epilogue);
   }
   const Product<T> p{delta, a.delta.row, static_cast<const T*>(a.w_hh.p), a.w_hh.k_stride, kLanes<T>, K, nullptr, 0};
@@ -286,29 +348,60 @@ static void recurrent_gradient(const Backward<T>& a, const T* tail, int64_t k, c
   sweep<T, 1>(last, s.r0, s.r1, full, s.t1, epilogue);
 }
 
+// The gradients that reach the beginning of a sequence, for the entries of a share that step k + 1 began with.
+template <class Cell, class T>
+static void gradient_of_start(const Backward<T>& a, const BackwardStates<Cell, T>& at, int64_t k, const Share& s) {
+  const int64_t H = a.H, Hp = padded<T>(H);
+  if (!a.dh0 || s.r0 >= s.r1) return;
+  if (Cell::kKeepsDirect) copy_state<T>(at.direct, Hp, a.dh0, H, H, s);
+  recurrent_gradient<Cell>(a, at.tail, k, s, StoreProduct<T>{{a.dh0, H}, H, Cell::kKeepsDirect});
+  each_reset(a.seq, a.resets, a.seq.step(k + 1), s, [&](const Share& entry) { clear_state(a.dh0, H, entry); });
+  if (Cell::kHasCellState) copy_state<T>(at.dc, Hp, a.dc0, H, H, s);
+}
+
 template <class Cell, class T>
 static void backward(const Backward<T>& a, const Runner& runner) {
   constexpr int64_t G = Cell::kGates, L = kLanes<T>;
-  const int64_t B = a.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
+  const Sequence& seq = a.seq;
+  const int64_t B = seq.B, H = a.H, Hp = padded<T>(H), tiles = panels<T>(H);
   const BackwardStates<Cell, T> at(a.states, B, H);
-  if (!a.weights && H % L && a.last == a.steps)
+  if (!a.weights && H % L && a.last == seq.T)
     pack_columns(static_cast<const T*>(a.w_hh.p) + H / L * L, a.w_hh.k_stride, G * H, H % L, at.tail, 0);
-  const Plan plan = plan_of<Cell, T>(B, a.last - a.first, H, runner);
-  run_shares(plan, B, tiles, runner, [&](const Share& s, Team* team) {
-    if (a.last == a.steps) {
+  const Span span{seq, a.first, a.last};
+  const Plan plan = plan_of<Cell, T>(span.rows_of_step(), span.steps(), H, runner);
+  run_shares(plan, span, tiles, runner, [&](const Share& s, Team* team) {
+    if (a.last == seq.T) {
       copy_state(a.dh_n, H, at.direct, Hp, H, s);
       if (Cell::kHasCellState) copy_state(a.dc_n, H, at.dc, Hp, H, s);
+      const Share idle = s.of(seq.entries(), B);
+      if (a.dh0) copy_state<T>(at.direct, Hp, a.dh0, H, H, idle);
+      if (Cell::kHasCellState && a.dc0) copy_state<T>(at.dc, Hp, a.dc0, H, H, idle);
     }
+    const auto forget = [&](const Share& entries) {
+      if (Cell::kKeepsDirect) clear_state(at.direct, Hp, entries);
+      if (Cell::kHasCellState) clear_state(at.dc, Hp, entries);
+    };
     for (int64_t k = a.last - 1; k >= a.first; --k) {
-      recurrent_gradient<Cell>(a, at.tail, k, s, backward_step(a, at, k));
+      // Entries that both steps have, and those whose last step, in the order of running, this is.
+      const int64_t rows = seq.rows_of_turn(k), next = seq.rows_of_turn(k + 1);
+      const Share going = s.of(0, rows < next ? rows : next), ending = s.of(next, rows);
+      const bool detached = a.detach_every > 0 && (k + 1) % a.detach_every == 0;
+      if (detached)
+        forget(s.of(0, next));
+      else if (next > 0)
+        each_reset(seq, a.resets, seq.step(k + 1), s.of(0, next), forget);
+      const auto step = backward_step(a, at, k, next > 0 && !detached, Cell::kKeepsDirect);
+      if (detached)
+        no_gradient<T>(at.tail, going, step);
+      else if (going.r0 < going.r1)
+        recurrent_gradient<Cell>(a, at.tail, k, going, step);
+      no_gradient<T>(at.tail, ending, backward_step(a, at, k, false, true));
+      gradient_of_start(a, at, k, s.of(rows, next));
       if (team) team->barrier();
     }
-    if (a.first > 0 || !a.dh0) return;
-    // dh0 is what passes w_hh and what does not.
-    const bool add = Cell::kKeepsDirect || a.steps == 0;
-    if (add) copy_state<T>(at.direct, Hp, a.dh0, H, H, s);
-    recurrent_gradient<Cell>(a, at.tail, -1, s, StoreProduct<T>{{a.dh0, H}, H, add});
-    if (Cell::kHasCellState) copy_state<T>(at.dc, Hp, a.dc0, H, H, s);
+    if (a.first > 0 || seq.T == 0) return;
+    each_reset(seq, a.resets, seq.step(0), s.of(0, seq.rows_of_turn(0)), forget);
+    gradient_of_start(a, at, -1, s.of(0, seq.rows_of_turn(0)));
   });
 }
 

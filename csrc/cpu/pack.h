@@ -197,17 +197,38 @@ static void pack_bias(const void* bias, cpu::Type type, int64_t G, int64_t H, T*
 }
 
 template <class T>
-static void copy(const Stored& from, const Stored& to, int64_t t0, int64_t t1, int64_t B, int64_t N,
+static void copy(const Stored& from, const Stored& to, int64_t r0, int64_t r1, int64_t B, int64_t N,
                  const Runner& runner) {
   with_type<T>(from.type, [&](auto zero) {
     with_type<T>(to.type, [&](auto other) {
-      const auto source = from.as<const decltype(zero)>();
-      const auto target = to.as<decltype(other)>();
-      for_each((t1 - t0) * B, (t1 - t0) * B * N * int64_t(sizeof(T)) > kWorthSharingBytes, runner, [&](int64_t i) {
-        const auto* a = source.at(t0 + i / B, i % B);
-        auto* b = target.at(t0 + i / B, i % B);
+      for_each(r1 - r0, (r1 - r0) * N * int64_t(sizeof(T)) > kWorthSharingBytes, runner, [&](int64_t i) {
+        const auto* a = from.template row_at<const decltype(zero)>(r0 + i, B);
+        auto* b = to.template row_at<decltype(other)>(r0 + i, B);
         for (int64_t k = 0; k < N; k += kLanes<T>) store_as<T>(b + k, load_as<T>(a + k, N - k), N - k);
       });
+    });
+  });
+}
+
+template <class T>
+static void states_before(const cpu::StatesBefore<T>& a, const Runner& runner) {
+  const Sequence& seq = a.seq;
+  with_type<T>(a.all.type, [&](auto zero) {
+    using S = const decltype(zero);
+    const int64_t bytes = (a.k1 - a.k0) * seq.B * a.N * int64_t(sizeof(T));
+    for_each(a.k1 - a.k0, bytes > kWorthSharingBytes, runner, [&](int64_t i) {
+      const int64_t k = a.k0 + i, t = seq.step(k), rows = seq.rows(t), had = seq.rows_of_turn(k - 1);
+      const int64_t earlier = had > 0 ? seq.before(seq.step(k - 1)) : 0;
+      const uint8_t* resets = a.resets ? seq.at(a.resets, t) : nullptr;
+      T* to = seq.at(a.to, t);
+      for (int64_t b = 0; b < rows; ++b, to += a.to.row) {
+        S* from = b < had     ? a.all.template row_at<S>(earlier + b, seq.B)
+                  : a.start.p ? a.start.template row_at<S>(b, seq.B)
+                              : nullptr;
+        if (resets && resets[b * a.resets.row]) from = nullptr;
+        for (int64_t j = 0; j < a.N; j += kLanes<T>)
+          store_up_to(to + j, from ? load_as<T>(from + j, a.N - j) : Vec<T>{}, a.N - j);
+      }
     });
   });
 }

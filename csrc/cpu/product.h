@@ -41,18 +41,17 @@ static void product(const Gemm<T>& g, const Runner& runner) {
 }
 
 template <class T>
-static void add_by_token(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t t0, int64_t t1,
+static void add_by_token(const Steps<const T>& rows, const Steps<const int64_t>& tokens, int64_t r0, int64_t r1,
                          int64_t B, int64_t n, T* out, const Runner& runner) {
   constexpr int64_t kColumns = 16 * kLanes<T>;
-  for_each((n + kColumns - 1) / kColumns, (t1 - t0) * B * n > (1 << 15), runner, [&](int64_t part) {
+  for_each((n + kColumns - 1) / kColumns, (r1 - r0) * n > (1 << 15), runner, [&](int64_t part) {
     const int64_t end = (part + 1) * kColumns < n ? (part + 1) * kColumns : n;
-    for (int64_t t = t0; t < t1; ++t)
-      for (int64_t b = 0; b < B; ++b) {
-        const T* from = rows.at(t, b);
-        T* to = out + *tokens.at(t, b) * n;
-        for (int64_t i = part * kColumns; i < end; i += kLanes<T>)
-          store_up_to(to + i, load_up_to(to + i, end - i) + load_up_to(from + i, end - i), end - i);
-      }
+    for (int64_t r = r0; r < r1; ++r) {
+      const T* from = rows.at(r / B, r % B);
+      T* to = out + *tokens.at(r / B, r % B) * n;
+      for (int64_t i = part * kColumns; i < end; i += kLanes<T>)
+        store_up_to(to + i, load_up_to(to + i, end - i) + load_up_to(from + i, end - i), end - i);
+    }
   });
 }
 

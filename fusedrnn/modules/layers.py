@@ -16,6 +16,7 @@ from torch.compiler import is_compiling
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
+from ..ops import Masks
 
 
 class _Layers(nn.RNNBase):
@@ -56,10 +57,6 @@ class _Layers(nn.RNNBase):
             )
 
     def _is_batched(self, input: Tensor, embedding: Tensor | None) -> bool:
-        if isinstance(input, PackedSequence):
-            raise NotImplementedError(
-                "fusedrnn does not serve PackedSequence yet; pass the padded tensor, or use nn.* for packed input"
-            )
         dims = input.dim()
         if embedding is not None:
             if dims not in (1, 2):
@@ -71,8 +68,76 @@ class _Layers(nn.RNNBase):
             raise ValueError(self._wrong_dimensions.format(type(self).__name__, dims))
         return dims == 3
 
+    def _forward(
+        self,
+        cell: str,
+        input: Tensor | PackedSequence,
+        hx: Sequence[Tensor] | None,
+        embedding: Tensor | None,
+        resets: Tensor | PackedSequence | None,
+        lengths: Tensor | None,
+        detach_every: int | None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
+        """y, the final states and, with return_states, c of every step: in the form that the input has."""
+        if isinstance(input, PackedSequence):
+            return self._forward_packed(cell, input, hx, embedding, resets, lengths, detach_every, return_states)
+        if isinstance(resets, PackedSequence):
+            raise RuntimeError("Expected resets as a tensor, since the input is one, got a PackedSequence")
+        batched = self._is_batched(input, embedding)
+        if hx is not None:
+            self._check_dimensions(hx, batched)
+        if batched:
+            masks = functional.masks_of(None, lengths, resets, detach_every, self.bidirectional)
+            return self._run(cell, input, hx, embedding, masks, return_states)
+        if lengths is not None:
+            raise RuntimeError("lengths are those of a batch; got unbatched input")
+        batch = 0 if self.batch_first else 1
+        masks = functional.masks_of(
+            None, None, None if resets is None else resets.unsqueeze(batch), detach_every, self.bidirectional
+        )
+        states = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
+        y, *rest = self._run(cell, input.unsqueeze(batch), states, embedding, masks, return_states)
+        c = [rest.pop().squeeze(batch)] if return_states else []
+        return (y.squeeze(batch), *(s.squeeze(1) for s in rest), *c)
+
+    def _forward_packed(
+        self,
+        cell: str,
+        input: PackedSequence,
+        hx: Sequence[Tensor] | None,
+        embedding: Tensor | None,
+        resets: Tensor | PackedSequence | None,
+        lengths: Tensor | None,
+        detach_every: int | None,
+        return_states: bool,
+    ) -> tuple[Any, ...]:
+        data, batch_sizes, to_sorted, to_unsorted = input
+        if lengths is not None:
+            raise RuntimeError("A PackedSequence has lengths of its own; expected lengths=None")
+        if resets is not None:
+            if not isinstance(resets, PackedSequence) or not torch.equal(resets.batch_sizes, batch_sizes):
+                raise RuntimeError("Expected resets as a PackedSequence with the batch_sizes of the input")
+            resets = resets.data
+        masks = functional.masks_of(batch_sizes, None, resets, detach_every, self.bidirectional)
+        if hx is not None:
+            self._check_dimensions(hx, True)
+            if to_sorted is not None:
+                hx = tuple(h.index_select(1, to_sorted) for h in hx)
+        y, *rest = self._run(cell, data, hx, embedding, masks, return_states)
+        c = [input._replace(data=rest.pop())] if return_states else []
+        if to_unsorted is not None:
+            rest = [s.index_select(1, to_unsorted) for s in rest]
+        return (input._replace(data=y), *rest, *c)
+
     def _run(
-        self, cell: str, input: Tensor, states: Sequence[Tensor] | None, hx: Any, embedding: Tensor | None
+        self,
+        cell: str,
+        input: Tensor,
+        states: Sequence[Tensor] | None,
+        embedding: Tensor | None,
+        masks: Masks,
+        return_states: bool,
     ) -> tuple[Tensor, ...]:
         """The layers over batched input. What does not fit is refused further down, and only then looked for."""
         try:
@@ -87,37 +152,37 @@ class _Layers(nn.RNNBase):
                 self.batch_first,
                 self.dropout if self.training else 0.0,
                 self.recompute,
+                masks,
+                return_states,
             )
         except RuntimeError:  # NotImplementedError is one
             if not is_compiling():
-                self._check(input, hx, embedding)
+                self._check(input, states, embedding, masks.batch_sizes)
             raise
 
-    def _check(self, input: Tensor, hx: Any, embedding: Tensor | None) -> None:
+    def _check(
+        self, input: Tensor, hx: Sequence[Tensor] | None, embedding: Tensor | None, batch_sizes: Tensor | None
+    ) -> None:
         if embedding is not None:
             self.check_input(embedding, None)
             # The checks of states ask the input for its batch size alone.
             input = embedding.new_empty((*input.shape, self.input_size), device="meta")
         if hx is not None:
-            self.check_forward_args(input, hx, None)
+            self.check_forward_args(input, hx if self.mode == "LSTM" else hx[0], batch_sizes)  # type: ignore[arg-type]
         elif embedding is None:
-            self.check_input(input, None)
+            self.check_input(input, batch_sizes)
 
-    def _run_one_state(
-        self, cell: str, input: Tensor, hx: Tensor | None, embedding: Tensor | None
-    ) -> tuple[Tensor, Tensor]:
-        """forward of the cells that have one state."""
-        batched = self._is_batched(input, embedding)
-        if hx is not None and hx.dim() != (3 if batched else 2):
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx should also be {3 if batched else 2}-D but got {hx.dim()}-D tensor"
-            )
-        if not batched:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-            hx = None if hx is None else hx.unsqueeze(1)
-        y, h_n = self._run(cell, input, None if hx is None else (hx,), hx, embedding)
-        return (y, h_n) if batched else (y.squeeze(0 if self.batch_first else 1), h_n.squeeze(1))
+    def _check_dimensions(self, hx: Sequence[Tensor], batched: bool) -> None:
+        dims = 3 if batched else 2
+        given = (hx[0].dim(), hx[1].dim()) if self.mode == "LSTM" else (hx[0].dim(),)
+        if all(n == dims for n in given):
+            return
+        kind = f"{'batched' if batched else 'unbatched'} {dims}-D"
+        if self.mode != "LSTM":
+            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {given[0]}-D tensor")
+        raise RuntimeError(
+            f"For {kind} input, hx and cx should also be {dims}-D but got ({given[0]}-D, {given[1]}-D) tensors"
+        )
 
 
 class LSTM(_Layers):
@@ -137,12 +202,25 @@ class LSTM(_Layers):
     ``y, (h_n, c_n)`` with y ``[T, B, D*H]``. With embedding, a table ``[V, I]``, the input is int64 tokens ``[T, B]``
     (``[B, T]``, ``[T]``) that pick its rows: the same as ``input=F.embedding(tokens, embedding)``, but faster where
     V < T*B, because each row of the table is projected once. float32, float64, and bfloat16 and float16 computed in
-    float32; on the CPU.
+    float32; on the CPU. A PackedSequence, sorted or not, is served as by nn.LSTM.
+
+    Beyond nn.LSTM, forward takes, by name:
+
+    - ``resets``, bool ``[T, B]`` (``[B, T]``, ``[T]``; a PackedSequence where the input is one): where set, the states
+      of all layers are zeroed before that step, in the order in which a direction runs, and no gradient passes;
+    - ``lengths``, integers ``[B]`` from 0 to T: each entry of padded input ends after so many steps. y is zero from
+      there on, h_n and c_n are those of the last step, the reversed direction begins with it, and what is over costs no
+      time;
+    - ``detach_every``: no gradient passes from step t to step t - 1 where this divides t: truncated backpropagation
+      through time in one call. Not with bidirectional;
+    - ``return_states=True``: also returns c of every step of the last layer, shaped as y: ``y, (h_n, c_n), c``.
 
     Raises:
-        ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights.
-        RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0.
-        NotImplementedError: PackedSequence, CUDA tensors where there are no CUDA kernels.
+        ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights; detach_every below 1
+            or with bidirectional.
+        RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
+        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA, or with proj_size, PackedSequence and
+            any of the options beyond nn.LSTM but embedding.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
@@ -153,26 +231,25 @@ class LSTM(_Layers):
     permute_hidden = nn.LSTM.permute_hidden  # type: ignore[assignment]
 
     def forward(
-        self, input: Tensor, hx: Sequence[Tensor] | None = None, *, embedding: Tensor | None = None
-    ) -> tuple[Tensor, tuple[Tensor, Tensor]]:
-        batched = self._is_batched(input, embedding)
-        if hx is not None and (hx[0].dim(), hx[1].dim()) != ((3, 3) if batched else (2, 2)):
-            kind = "batched 3-D" if batched else "unbatched 2-D"
-            raise RuntimeError(
-                f"For {kind} input, hx and cx should also be {3 if batched else 2}-D "
-                f"but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
-            )
-        if not batched:
-            input = input.unsqueeze(0 if self.batch_first else 1)
-            hx = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
-        y, h_n, c_n = self._run("lstm", input, hx, hx, embedding)
-        if batched:
-            return y, (h_n, c_n)
-        return y.squeeze(0 if self.batch_first else 1), (h_n.squeeze(1), c_n.squeeze(1))
+        self,
+        input: Tensor | PackedSequence,
+        hx: Sequence[Tensor] | None = None,
+        *,
+        embedding: Tensor | None = None,
+        resets: Tensor | PackedSequence | None = None,
+        lengths: Tensor | None = None,
+        detach_every: int | None = None,
+        return_states: bool = False,
+    ) -> tuple[Any, ...]:
+        y, h_n, c_n, *c = self._forward("lstm", input, hx, embedding, resets, lengths, detach_every, return_states)
+        return y, (h_n, c_n), *c
 
 
 class GRU(_Layers):
-    """A drop-in for :class:`torch.nn.GRU`; see :class:`LSTM` for shapes, dtypes and errors. One state, h."""
+    """A drop-in for :class:`torch.nn.GRU`; see :class:`LSTM` for shapes, dtypes and errors.
+
+    One state, h, and so no return_states.
+    """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
@@ -180,13 +257,24 @@ class GRU(_Layers):
         super().__init__("GRU", *args, **kwargs)
 
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self._run_one_state("gru", input, hx, embedding)
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        resets: Tensor | PackedSequence | None = None,
+        lengths: Tensor | None = None,
+        detach_every: int | None = None,
+    ) -> tuple[Any, Tensor]:
+        states = None if hx is None else (hx,)
+        y, h_n = self._forward("gru", input, states, embedding, resets, lengths, detach_every)
+        return y, h_n
 
 
 class RNN(_Layers):
-    """A drop-in for :class:`torch.nn.RNN`; see :class:`LSTM` for shapes, dtypes and errors. One state, h.
+    """A drop-in for :class:`torch.nn.RNN`; see :class:`LSTM` for shapes, dtypes and errors.
+
+    One state, h, and so no return_states.
 
     nonlinearity, the fourth argument, is "tanh" or "relu".
     """
@@ -206,6 +294,15 @@ class RNN(_Layers):
         super().__init__(f"RNN_{self.nonlinearity.upper()}", *args, **kwargs)
 
     def forward(
-        self, input: Tensor, hx: Tensor | None = None, *, embedding: Tensor | None = None
-    ) -> tuple[Tensor, Tensor]:
-        return self._run_one_state(f"rnn_{self.nonlinearity}", input, hx, embedding)
+        self,
+        input: Tensor | PackedSequence,
+        hx: Tensor | None = None,
+        *,
+        embedding: Tensor | None = None,
+        resets: Tensor | PackedSequence | None = None,
+        lengths: Tensor | None = None,
+        detach_every: int | None = None,
+    ) -> tuple[Any, Tensor]:
+        states = None if hx is None else (hx,)
+        y, h_n = self._forward(f"rnn_{self.nonlinearity}", input, states, embedding, resets, lengths, detach_every)
+        return y, h_n
