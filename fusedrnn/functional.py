@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from . import cuda, projection
 from .autograd import FUNCTIONS, NO_MASKS, EagerFunction, reference_layer, results_of, run_below_autograd
-from .ops import CELLS, FORWARD, SAVING, Masks
+from .ops import FORWARD, SAVING, Masks
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 

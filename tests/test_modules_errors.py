@@ -242,5 +242,3 @@ def test_unserved_dtype_says_what_to_use(kind: Kind) -> None:
     x, hx = kind.example(module, dtype=torch.complex64)
     with pytest.raises(NotImplementedError, match=both("complex64", "float32")):
         call(module, x, hx)
-
-

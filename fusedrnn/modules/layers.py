@@ -174,7 +174,7 @@ class _Layers(nn.RNNBase):
 
     def _check_dimensions(self, hx: Sequence[Tensor], batched: bool) -> None:
         dims = 3 if batched else 2
-        given = (hx[0].dim(), hx[1].dim()) if self.mode == "LSTM" else (hx[0].dim(),)
+        given = tuple(h.dim() for h in hx[: 2 if self.mode == "LSTM" else 1])
         if all(n == dims for n in given):
             return
         kind = f"{'batched' if batched else 'unbatched'} {dims}-D"
@@ -219,7 +219,7 @@ class LSTM(_Layers):
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights; detach_every below 1
             or with bidirectional.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
-        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA, or with proj_size, PackedSequence and
+        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA, or with proj_size: PackedSequence,
             any of the options beyond nn.LSTM but embedding.
     """
 
