@@ -380,10 +380,16 @@ def _layer(
     h0, c0 = (None, None) if states is None else states if len(states) == 2 else (states[0], None)
     args = (x, h0, c0, *weights, tokens, batch_first, reverse)
     if is_compiling():
+        if torch.is_grad_enabled() and _inside_transform():
+            # The operator has no derivative that torch.func can trace: the loop over steps has.
+            return reference_layer(cell, x, states, weights, tokens, batch_first, reverse, masks, return_states)
         # The operator is one node of the graph, and has the same backward.
         if return_states or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)):
             return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
         return FORWARD[cell](*args, *masks[:3])
+    if torch._C._get_tracing_state() is not None:
+        # torch.jit.trace: the same graph with and without gradients, as its check demands.
+        return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
     if maybe_current_level() is not None:
         # Inside a transform of torch.func, requires_grad does not tell.
         return results_of(cell, FUNCTIONS[cell].apply(cell, *args, recompute, *masks), return_states)
@@ -396,6 +402,12 @@ def _layer(
         op, last = SAVING[cell], (True, *masks)
     results = op(*args, *last) if inference else run_below_autograd(op, *args, *last)
     return results_of(cell, results, True) if return_states else results
+
+
+@torch.compiler.assume_constant_result
+def _inside_transform() -> bool:
+    """Whether a transform of torch.func is active: requires_grad does not tell inside one."""
+    return maybe_current_level() is not None
 
 
 def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:

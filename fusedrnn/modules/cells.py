@@ -9,9 +9,10 @@ import torch
 from torch import Tensor, nn
 
 from .. import functional
+from .scripting import NotScriptable
 
 
-class _Cell(nn.RNNCellBase):
+class _Cell(NotScriptable, nn.RNNCellBase):
     """What the three share."""
 
     def _is_batched(self, input: Tensor) -> bool:

@@ -17,9 +17,10 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
 from ..ops import Masks
+from .scripting import NotScriptable
 
 
-class _Layers(nn.RNNBase):
+class _Layers(NotScriptable, nn.RNNBase):
     """What the three share: the forward pass, once the states are a tuple."""
 
     _wrong_dimensions = "{}: Expected input to be 2D or 3D, got {}D instead"
