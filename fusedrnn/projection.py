@@ -3,9 +3,9 @@
 Sak, Senior and Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
 modeling" (2014).
 
-There is no fused kernel for it: nn.LSTM loops over its steps too, and takes about the same time. torch.compile unrolls
-the loop, so that each length compiles anew. To run the kernels of the LSTM without projection, with the weight
-W_hh W_hr and one projection of all outputs, is slower: it takes 4 H² multiply-adds a step and row instead of 5 H P.
+There is no fused kernel for it: nn.LSTM loops over its steps too. torch.compile unrolls the loop, so that each length
+compiles anew. The kernels of the LSTM without projection could run it, with the weight W_hh W_hr and one projection of
+all outputs, but with 4 H² multiply-adds a step and row instead of 5 H P.
 """
 
 from __future__ import annotations

@@ -102,13 +102,13 @@ def agrees(ours: Any, theirs: Any, x: Tensor, hx: Any, train: bool) -> None:
         assert_same(results(ours, x, hx, seed=3), expected, x.dtype, 5e-5 if x.dtype == f32 else 1e-11)
 
 
-@examples(1200)
+@examples(3000)
 @given(layer_cases())
 def test_any_layer_agrees_with_nn(case: Any) -> None:
     agrees(*case)
 
 
-@examples(500)
+@examples(1500)
 @given(cell_cases())
 def test_any_cell_agrees_with_nn(case: Any) -> None:
     agrees(*case)
@@ -123,7 +123,7 @@ def carried(draw: Any) -> tuple[Any, Tensor, int]:
     return module, x, draw(st.integers(1, len(x) - 1))
 
 
-@examples(250)
+@examples(500)
 @given(carried())
 def test_a_sequence_in_two_pieces_is_the_sequence(case: tuple[Any, Tensor, int]) -> None:
     module, x, cut = case
@@ -135,7 +135,7 @@ def test_a_sequence_in_two_pieces_is_the_sequence(case: tuple[Any, Tensor, int])
         close("end", a, b, 1e-12)
 
 
-@examples(250)
+@examples(500)
 @given(carried(), st.randoms(use_true_random=False))
 def test_rows_of_a_batch_do_not_see_each_other(case: tuple[Any, Tensor, int], random: Any) -> None:
     module, x, _ = case

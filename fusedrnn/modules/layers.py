@@ -194,8 +194,7 @@ class LSTM(_Layers):
         hidden_size: H, features of each state.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.LSTM.
         proj_size: P, 0 for none: h is projected to P units, with parameters weight_hr_l*, as in nn.LSTM; c keeps H. It
-            has no kernel, but loops over the steps in plain PyTorch: about as fast as nn.LSTM, which does the same,
-            and without recompute.
+            has no kernel, but loops over the steps in plain PyTorch, as nn.LSTM does, and without recompute.
         recompute: keep no gates for backward, which computes them again: less memory, more time.
 
     ``forward(input, hx=None, *, embedding=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched
