@@ -220,3 +220,22 @@ def test_a_trace_is_saved_loaded_and_takes_other_sizes(kind: Kind, with_grad: bo
     assert_bitwise(dict(enumerate(flatten(loaded(x)))), dict(enumerate(flatten(module(x)))))
     grads = [torch.autograd.grad(flatten(m(x))[0].sin().sum(), list(m.parameters())) for m in (loaded, module)]
     assert_bitwise(*(dict(enumerate(g)) for g in grads))
+
+
+# ---------------------------------------------------------------------------------------------------------------- fx
+
+
+class Tracer(torch.fx.Tracer):
+    """What docs/migrating.md tells users of torch.fx to write."""
+
+    def is_leaf_module(self, m: nn.Module, module_qualified_name: str) -> bool:
+        return isinstance(m, (nn.RNNBase, nn.RNNCellBase)) or super().is_leaf_module(m, module_qualified_name)
+
+
+@each_module
+def test_fx_traces_a_model_around_the_module(kind: Kind) -> None:
+    model = nn.Sequential(nn.Linear(3, 3, dtype=f64), kind.ours(3, 4, dtype=f64))
+    traced = torch.fx.GraphModule(model, Tracer().trace(model))
+    x = kind.example(model[1])[0].detach()
+    assert [node.op for node in traced.graph.nodes] == ["placeholder", "call_module", "call_module", "output"]
+    assert_bitwise(dict(enumerate(flatten(traced(x)))), dict(enumerate(flatten(model(x)))))
