@@ -101,7 +101,7 @@ struct GridPart {
   FUSEDRNN_DEVICE int64_t row_of(int64_t i) const { return begin + i / count; }
   FUSEDRNN_DEVICE int64_t unit_of(int64_t i) const { return first + i % count; }
 
-  // The i-th (row, unit) of a pass. A thread asks once for its own, because it divides.
+  // The i-th (row, unit) of a pass.
   struct Place {
     int in_pass, u;  // row of the pass, unit of the block
   };

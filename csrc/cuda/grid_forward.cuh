@@ -64,7 +64,6 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
   cooperative_groups::this_grid().sync();
 
   const int thread = int(threadIdx.x);
-  const auto own = part.place(thread);
   for (int64_t k = 0; k < a.steps; ++k) {
     const int64_t t = step_of(k, a.steps, a.reverse);
     fence_gpu();  // orders exchanges, see grid.cuh
@@ -72,11 +71,12 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
       const int pairs = pass_rows(part.end - row) * part.count;
       Projection<Cell, T> x;
       // Of nobody else: it is on its way while this block waits and multiplies.
-      if (const auto at = part.pair(own, row); thread < pairs) x = load_projection<Cell>(a, t, at.b, at.unit);
+      if (const auto at = part.pair(part.place(thread), row); thread < pairs)
+        x = load_projection<Cell>(a, t, at.b, at.unit);
       multiply_pass<P>(weights, w.at(k), row, part.end, plan, s.sums);
       __syncthreads();
       for (int i = thread; i < pairs; i += Shape::kWarps * 32) {
-        const auto at = part.pair(i == thread ? own : part.place(i), row);
+        const auto at = part.pair(part.place(i), row);
         if (i != thread) x = load_projection<Cell>(a, t, at.b, at.unit);
         grid_forward_unit<Cell, T, Shape, Tf32>(a, w, s, k, at, x);
       }

@@ -113,7 +113,7 @@ struct Sums {
 #if FUSEDRNN_ARCH == 900
 constexpr int kMmaAhead = 12, kMmaAheadOfSlots = 3, kFmaAhead = 2;
 #else
-constexpr int kMmaAhead = 6, kMmaAheadOfSlots = 2, kFmaAhead = 1;
+constexpr int kMmaAhead = 6, kMmaAheadOfSlots = 1, kFmaAhead = 1;
 #endif
 
 // Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
