@@ -1,10 +1,10 @@
 """A program for lm/test_resume.py: runs that are killed and resumed until they end, each in a fork of this process.
 
-    killed_runs.py everywhere | anytime FOLDER
+    killed_runs.py everywhere | anytime | resume FOLDER
 
 `everywhere` kills a run before each call that brings something to the disk, one run for each of these moments;
 `anytime` kills runs after random times, again and again. Fails unless every run ends with the bits of one that was not
-killed, and prints how many kills there were.
+killed, and prints how many kills there were. `resume` only goes on with the run in the folder.
 """
 
 from __future__ import annotations
@@ -150,6 +150,10 @@ def anytime(folder: Path) -> None:
     print(f"{kills} kills")
 
 
+def resume_quietly(folder: Path) -> None:
+    resume(folder, quiet=True)
+
+
 def main(what: str, folder: str) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("ignore", ResumeWarning)
@@ -160,7 +164,7 @@ def main(what: str, folder: str) -> None:
     import tqdm  # noqa: F401
 
     RunFolder.plot = lambda self, *_: self.curves.touch()  # takes longer than all the rest
-    {"everywhere": everywhere, "anytime": anytime}[what](Path(folder))
+    {"everywhere": everywhere, "anytime": anytime, "resume": resume_quietly}[what](Path(folder))
 
 
 if __name__ == "__main__":

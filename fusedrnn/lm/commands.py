@@ -16,6 +16,7 @@ import torch
 import fusedrnn
 
 from ..bench.command import bench
+from .distributed import is_first_process
 from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
 from .model import Backend
@@ -103,6 +104,13 @@ class _RecipeOrText(click.ParamType):
     "runs/RECIPE-BACKEND-seeds]",
 )
 @click.option("--threads", type=click.IntRange(1), help="CPU threads.  [default: torch's own choice]")
+@click.option(
+    "--device",
+    type=click.Choice(["cpu", "cuda"]),
+    default="cpu",
+    show_default=True,
+    help="Of several processes each takes a GPU of its own.",
+)
 @click.option("--quiet", is_flag=True, help="No progress bar.")
 @click.option(
     "--checkpoint-every",
@@ -132,12 +140,18 @@ def train_command(
     lower: bool,
     out: Path | None,
     threads: int | None,
+    device: str,
     quiet: bool,
     checkpoint_every: int | None,
     resumed: Path | None,
 ) -> None:
     """Train RECIPE (see `fusedrnn recipes`), or a model on the text FILE, and write its run folder; or go on with a run
-    that was stopped."""
+    that was stopped.
+
+    \b
+    In several processes, each of which reads rows of its own of every batch:
+        torchrun --nproc-per-node=2 -m fusedrnn train ...
+    """
     if resumed is not None:
         _refuse_all_but(context, "resumed", "threads", "quiet", "checkpoint_every")
         _resume(RunFolder(resumed), threads=threads, quiet=quiet, checkpoint_every=checkpoint_every)
@@ -157,27 +171,33 @@ def train_command(
     }
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     recipe = override(recipe, [*given, *settings])
-    run = partial(train, recipe, backend=backend, quiet=quiet, checkpoint_every=checkpoint_every)
+    run = partial(train, recipe, backend=backend, quiet=quiet, checkpoint_every=checkpoint_every, device=device)
     if seeds is None:
         seed = seed or 0
         folder = RunFolder(out or Path("runs") / f"{recipe.name}-{backend}-seed{seed}")
-        click.echo(_verdict(run(folder.path, seed=seed), folder))
+        _say(_verdict(run(folder.path, seed=seed), folder))
         return
-    parent = RunFolder.create(out or Path("runs") / f"{recipe.name}-{backend}-seeds")
+    parent = RunFolder.create(out or Path("runs") / f"{recipe.name}-{backend}-seeds", writes=is_first_process())
     values = []
     for seed in range(seeds):
         folder = RunFolder(parent.path / f"seed-{seed}")
         summary = run(folder.path, seed=seed)
         values.append(summary.value)
-        click.echo(_verdict(summary, folder))
-    click.echo(_spread(recipe, values))
+        _say(_verdict(summary, folder))
+    _say(_spread(recipe, values))
 
 
 def _resume(folder: RunFolder, **options: Any) -> None:
     with warnings.catch_warnings():
         _print_warnings_of_resume()
         summary = resume(folder.path, **options)
-    click.echo(_verdict(summary, folder))
+    _say(_verdict(summary, folder))
+
+
+def _say(text: str) -> None:
+    """Once, not by each of several processes."""
+    if is_first_process():
+        click.echo(text)
 
 
 def _refuse_all_but(context: click.Context, *names: str) -> None:

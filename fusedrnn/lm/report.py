@@ -35,14 +35,32 @@ class Machine(NamedTuple):
     torch: str
     fusedrnn: str
     isa: str
+    device: str
+    processes: int
 
     @classmethod
     def of(cls, settings: Settings) -> Machine:
         return cls(*(getattr(settings, name) for name in cls._fields))
 
     def __str__(self) -> str:
-        threads = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
-        return f"{threads}, torch {self.torch}, fusedrnn {self.fusedrnn}, kernels for {self.isa}"
+        place = f"{self.threads} CPU thread{'s' if self.threads > 1 else ''}"
+        if self.device != "cpu":
+            place = f"{self.device}, {place}"
+        if self.processes > 1:
+            place = f"{self.processes} processes, each {place}"
+        return f"{place}, torch {self.torch}, fusedrnn {self.fusedrnn}, kernels for {self.isa}"
+
+    @property
+    def program(self) -> list[str]:
+        """How a command starts that trains in so many processes."""
+        if self.processes == 1:
+            return ["fusedrnn"]
+        return ["torchrun", f"--nproc-per-node={self.processes}", "-m", "fusedrnn"]
+
+    @property
+    def options(self) -> list[str]:
+        """What the command is told."""
+        return ["--threads", str(self.threads), *([] if self.device == "cpu" else ["--device", self.device])]
 
 
 @dataclass(frozen=True)
@@ -90,7 +108,7 @@ class Line:
         told = [word for setting in differences(recipe, base) for word in ("--set", setting)]
         lines = []
         for backend, runs in self.runs.items():
-            start = ["fusedrnn", "train", what, *told, "--threads", str(self.machine.threads)]
+            start = [*self.machine.program, "train", what, *told, *self.machine.options]
             start += [] if backend == "fused" else ["--backend", backend]
             seeds = list(runs)
             several = len(seeds) > 1 and seeds == list(range(len(seeds)))

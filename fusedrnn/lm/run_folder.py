@@ -33,7 +33,10 @@ _FORMAT = 2  # of checkpoint.pt: raised when an older program could no longer re
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on besides its recipe; the fields from ``threads`` on decide the last bits of its weights."""
+    """What a run depends on besides its recipe; the fields from ``threads`` on decide the last bits of its weights.
+
+    Of several processes, ``processes``, each has so many ``threads``.
+    """
 
     backend: Backend
     seed: int
@@ -42,9 +45,13 @@ class Settings:
     torch: str
     fusedrnn: str
     isa: str  # of fusedrnn's CPU kernels
+    device: str = "cpu"
+    processes: int = 1
 
     @classmethod
-    def of_this_process(cls, backend: Backend, seed: int, checkpoint_every: int | None) -> Settings:
+    def of_this_process(
+        cls, backend: Backend, seed: int, checkpoint_every: int | None, device: str = "cpu", processes: int = 1
+    ) -> Settings:
         """With the versions that are installed and the threads that torch is set to."""
         return cls(
             backend=backend,
@@ -54,7 +61,15 @@ class Settings:
             torch=str(torch.__version__),  # from a class of torch's own
             fusedrnn=fusedrnn.__version__,
             isa=torch.ops.fusedrnn.cpu_isa(),
+            device=device,
+            processes=processes,
         )
+
+    def changes(self, then: Settings) -> str:
+        """In which fields that decide the last bits these settings differ from those of before, in words."""
+        names = [field.name for field in fields(self)]
+        pairs = [(name, getattr(self, name), getattr(then, name)) for name in names[names.index("threads") :]]
+        return ", ".join(f"{name} {now} (was {before})" for name, now, before in pairs if now != before)
 
 
 @dataclass(frozen=True)
@@ -74,17 +89,19 @@ class RunFolder:
 
     Args:
         path: the folder.
+        writes: False makes all that would write do nothing, as is right for all but one of several processes.
     """
 
-    def __init__(self, path: str | Path) -> None:
+    def __init__(self, path: str | Path, *, writes: bool = True) -> None:
         self.path = Path(path)
+        self.writes = writes
         self.summary = self.path / "summary.json"
         self.metrics = self.path / "metrics.jsonl"
         self.curves = self.path / "curves.png"
         self.checkpoint = self.path / "checkpoint.pt"
 
     @classmethod
-    def create(cls, path: str | Path) -> RunFolder:
+    def create(cls, path: str | Path, *, writes: bool = True) -> RunFolder:
         """Makes the folder and its parents. An empty folder may be there already, and one where a run was killed that
         had not written its first checkpoint.
 
@@ -92,7 +109,9 @@ class RunFolder:
             RunFolderError: the path holds something, which is left alone.
             OSError: the folder cannot be made.
         """
-        folder = cls(path)
+        folder = cls(path, writes=writes)
+        if not writes:
+            return folder
         if folder.checkpoint.is_file():
             raise RunFolderError(
                 f"{folder.path} holds a run already: go on with it (--resume {folder.path}), choose another folder "
@@ -113,6 +132,9 @@ class RunFolder:
         Raises:
             RunFolderError: another process holds the lock.
         """
+        if not self.writes:
+            yield
+            return
         folder = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
         try:
             try:
@@ -133,11 +155,11 @@ class RunFolder:
 
     def write_metrics(self, history: Iterable[Mapping[str, Any]]) -> None:
         """Writes metrics.jsonl, a line per epoch, whole or not at all."""
-        write_atomically(self.metrics, "".join(json.dumps(metrics) + "\n" for metrics in history).encode())
+        self._write(self.metrics, "".join(json.dumps(metrics) + "\n" for metrics in history).encode())
 
     def write_summary(self, summary: Mapping[str, Any]) -> None:
         """Writes summary.json, whole or not at all."""
-        write_atomically(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
+        self._write(self.summary, (json.dumps(summary, indent=2) + "\n").encode())
 
     def save_checkpoint(self, state: Mapping[str, Any], settings: Settings) -> None:
         """Writes checkpoint.pt, whole or not at all: until the new one is complete, the old one stays.
@@ -148,9 +170,15 @@ class RunFolder:
         Raises:
             RunFolderError: it could not be written. The old one is still there.
         """
+        if not self.writes:
+            return
         buffer = io.BytesIO()  # torch.save reports a full disk in words of its own
         torch.save({"format": _FORMAT, "settings": asdict(settings), "trainer": dict(state)}, buffer)
         write_atomically(self.checkpoint, buffer.getbuffer())
+
+    def _write(self, path: Path, content: bytes | memoryview) -> None:
+        if self.writes:
+            write_atomically(path, content)
 
     def require_checkpoint(self) -> None:
         """Raises RunFolderError where there is no checkpoint.pt."""
@@ -192,6 +220,8 @@ class RunFolder:
 
     def plot(self, history: Sequence[Mapping[str, float]], metric: str, target: float | None) -> None:
         """Draws curves.png: the two losses, and the metric with its target if any, against the epoch."""
+        if not self.writes:
+            return
         # Here, so that the package is of use without the extra [lm]. A Figure of its own needs no display.
         from matplotlib.figure import Figure
 

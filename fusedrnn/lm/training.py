@@ -18,6 +18,7 @@ from torch.nn import functional as F
 from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
 
 from .data import Corpus
+from .distributed import ALONE, Processes, is_first_process, join_processes, local_device
 from .errors import DivergedError, ResumeWarning, RunFolderError, StateError
 from .model import Backend, LanguageModel, Output, evaluating
 from .recipe import Goal, Metric, Recipe
@@ -98,20 +99,26 @@ class Trainer:
 
     Args:
         model: of any dtype.
-        corpus: batches, contiguous where the recipe is stateful (see :func:`~fusedrnn.lm.data.make_corpus`), on the
-            model's device.
+        corpus: batches, contiguous where the recipe is stateful (see :func:`~fusedrnn.lm.data.make_corpus`).
         recipe: optimizer, schedule and penalties are taken from it.
+        processes: those that train this model together, each with a trainer of its own on the same corpus.
 
     Attributes:
         steps: how often the optimizer has stepped.
         position: batches of the training part that the current epoch has read.
         history: of the epochs that are over, by :meth:`epochs`.
+
+    Raises:
+        RecipeError: the rows of a batch cannot be split among the processes.
     """
 
-    def __init__(self, model: LanguageModel, corpus: Corpus, recipe: Recipe) -> None:
+    def __init__(self, model: LanguageModel, corpus: Corpus, recipe: Recipe, processes: Processes = ALONE) -> None:
+        processes.require_rows(len(corpus.train[0][0]))
         self.model = model
         self.corpus = corpus
         self.recipe = recipe
+        self.processes = processes
+        self._averaging = processes.wrap(model)
         self.steps = 0
         self.position = 0
         self.history: list[EpochMetrics] = []
@@ -131,11 +138,11 @@ class Trainer:
         """Trains on one batch, which continues the last one where the recipe is stateful.
 
         Args:
-            inputs: int64 ``[B, T]``.
+            inputs: int64 ``[B, T]``, of several processes the rows of this one.
             targets: int64 ``[B, K]``, the tokens that follow the last K inputs, K from 1 to T.
 
         Returns:
-            the cross-entropy, in nats per target.
+            the cross-entropy, in nats per target of all processes.
 
         Raises:
             DivergedError: the loss is not finite. The parameters are those of before the call.
@@ -148,7 +155,9 @@ class Trainer:
             + activation_regularization(output.dropped, self.recipe.ar)
             + temporal_activation_regularization(output.raw, self.recipe.tar)
         )
-        _require_finite(objective.item(), f"training loss at step {self.steps + 1}")
+        # Of all processes, so that they agree on whether to go on.
+        mean, mean_objective = self.processes.mean(loss.item(), objective.item())
+        _require_finite(mean_objective, f"training loss at step {self.steps + 1}")
         self.optimizer.zero_grad()
         objective.backward()
         if self.recipe.clip is not None:
@@ -157,12 +166,12 @@ class Trainer:
         self.schedule.step()
         self.model.detach()
         self.steps += 1
-        return loss.item()
+        return mean
 
     def _read(self, inputs: Tensor) -> Output:
         if not self.recipe.stateful:
             self.model.reset()
-        return self.model(inputs)
+        return self._averaging(inputs) if self.model.training else self.model(inputs)
 
     def train_epoch(self, on_step: Callable[[int, float], None] | None = None) -> float:
         """Reads the training part once, from a zero state; or its rest, where an epoch was begun before.
@@ -183,13 +192,13 @@ class Trainer:
         batches = self.corpus.train
         while self.position < len(batches):
             start = time.perf_counter()
-            inputs, targets = batches[self.position]
-            loss = self.step(inputs, targets)
+            batch = batches[self.position]
+            loss = self.step(*self.processes.part(batch, self._device))
             self.position += 1
             self._loss_sum += loss
             self._seconds += time.perf_counter() - start
             if on_step:
-                on_step(inputs.numel(), loss)
+                on_step(batch[0].numel(), loss)
         self.position = 0
         return self._loss_sum / len(batches)
 
@@ -202,15 +211,19 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite.
         """
-        loss, hits, tokens = 0.0, 0, 0
+        loss, hits, tokens = 0.0, 0.0, 0.0
         self.model.reset()
         with evaluating(self.model):
-            for inputs, targets in self.corpus.valid:
+            for batch in self.corpus.valid:
+                inputs, targets = self.processes.part(batch, self._device)
+                if not len(inputs):
+                    continue  # a last batch of fewer rows than processes
                 logits = self._read(inputs).logits[:, -targets.shape[1] :].flatten(0, 1)
                 loss += F.cross_entropy(logits, targets.flatten(), reduction="sum").item()
-                hits += int((logits.argmax(-1) == targets.flatten()).sum())
+                hits += (logits.argmax(-1) == targets.flatten()).sum().item()
                 tokens += targets.numel()
         self.model.reset()
+        loss, hits, tokens = self.processes.sum(loss, hits, tokens)
         _require_finite(loss, f"validation loss after step {self.steps}")
         return loss / tokens, hits / tokens
 
@@ -220,7 +233,7 @@ class Trainer:
         Raises:
             DivergedError: see :meth:`step`.
         """
-        tokens = sum(inputs.numel() for inputs, _ in self.corpus.train)
+        tokens = len(self.corpus.train) * self.corpus.train[0][0].numel()
         while len(self.history) < self.recipe.epochs:
             train_loss = self.train_epoch(on_step)
             start = time.perf_counter()
@@ -234,13 +247,15 @@ class Trainer:
         """All that decides how the training goes on, in plain values and tensors, which are not copied.
 
         Between two steps or epochs, that is in ``on_step`` or in the body of a loop over :meth:`epochs`, it is
-        complete: a trainer that loads it ends with the same bits as this one. Its keys:
+        complete: a trainer that loads it ends with the same bits as this one. Of several processes all must call this,
+        and get what belongs to all. Its keys:
 
         - ``recipe``: a dict of its fields; ``vocabulary``: the tokens; ``text``: :meth:`Corpus.digest`. They are
           there to be compared.
         - ``model``, ``optimizer``, ``schedule``: their own state_dicts.
         - ``hidden``: the model's carried state, a list of tensors, or None.
-        - ``generators``: states of torch's global generators, by device: the CPU's, and that of the model's device.
+        - ``generators``: states of torch's global generators, by device: the CPU's, and that of the model's device;
+          those of a process but the first are marked with its number.
         - ``steps``, ``position``: as the attributes of these names.
         - ``loss_sum``, ``seconds``: of the batches that the current epoch has read.
         - ``history``: for each epoch that is over, a dict of :class:`EpochMetrics`.
@@ -252,8 +267,8 @@ class Trainer:
             "model": self.model.state_dict(),
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
-            "hidden": None if self.model.state is None else list(self.model.state),
-            "generators": {str(generator.device): generator.get_state() for generator in self._generators()},
+            "hidden": self.processes.join_rows(self.model.state),
+            "generators": self.processes.join({str(g.device): g.get_state() for g in self._generators()}),
             "steps": self.steps,
             "position": self.position,
             "loss_sum": self._loss_sum,
@@ -264,8 +279,8 @@ class Trainer:
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Goes on from where another trainer was; what is loaded is copied.
 
-        The backend may be another one: it computes the same, but for the last bits. A device whose generator the state
-        lacks keeps the generator that it has.
+        The backend and the number of processes may be others: they compute the same, but for the last bits and the
+        random numbers of dropout. A device whose generator the state lacks keeps the generator that it has.
 
         Raises:
             StateError: the state is none, or of another recipe, text or model. The trainer stays as it was.
@@ -277,11 +292,11 @@ class Trainer:
             raise StateError(f"the state is of another optimizer: {error}") from error
         self.schedule.load_state_dict(copy.deepcopy(state["schedule"]))
         self.model.load_state_dict(state["model"])
-        hidden, device = state["hidden"], next(self.model.parameters()).device
-        self.model.state = None if hidden is None else tuple(h.to(device, copy=True) for h in hidden)
+        self.model.state = self.processes.split_rows(state["hidden"], self._device)
         for generator in self._generators():
-            if str(generator.device) in state["generators"]:
-                generator.set_state(state["generators"][str(generator.device)])
+            found = self.processes.find(state["generators"], str(generator.device))
+            if found is not None:
+                generator.set_state(found)
         self.steps, self.position = state["steps"], state["position"]
         self._loss_sum, self._seconds = state["loss_sum"], state["seconds"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]
@@ -328,10 +343,14 @@ class Trainer:
 
     def _generators(self) -> list[torch.Generator]:
         """Torch's global generators, of the CPU and of the model's device."""
-        device = next(self.model.parameters()).device
-        if device.type == "cpu":
+        if self._device.type == "cpu":
             return [torch.default_generator]
-        return [torch.default_generator, torch.get_device_module(device).default_generators[device.index]]
+        others = torch.get_device_module(self._device).default_generators
+        return [torch.default_generator, others[self._device.index]]
+
+    @property
+    def _device(self) -> torch.device:
+        return next(self.model.parameters()).device
 
 
 def _kinds(tensors: Mapping[str, Tensor]) -> dict[str, str]:
@@ -352,16 +371,17 @@ class _Progress:
     def __init__(self, trainer: Trainer, quiet: bool) -> None:
         from tqdm import tqdm  # here, so that the package is of use without the extra [lm]
 
-        tokens = [inputs.numel() for inputs, _ in trainer.corpus.train]
-        before = sum(tokens) * len(trainer.history) + sum(tokens[: trainer.position])
+        batches = trainer.corpus.train
+        tokens = batches[0][0].numel()
+        before = tokens * (len(batches) * len(trainer.history) + trainer.position)
         # None: tqdm looks whether its output is a terminal.
         self._bar = tqdm(
             desc=trainer.recipe.name,
-            total=sum(tokens) * trainer.recipe.epochs,
+            total=tokens * len(batches) * trainer.recipe.epochs,
             initial=before,
             unit="token",
             unit_scale=True,
-            disable=True if quiet else None,
+            disable=True if quiet or not trainer.processes.first else None,
         )
         self._metric = trainer.recipe.metric
         self._value = "-"
@@ -387,8 +407,10 @@ def train(
     seed: int = 0,
     quiet: bool = False,
     checkpoint_every: int | None = None,
+    device: str = "cpu",
 ) -> Summary:
-    """Runs a recipe and writes its run folder.
+    """Runs a recipe and writes its run folder. Of several processes, see :mod:`fusedrnn.lm.distributed`, the first one
+    writes.
 
     The folder holds metrics.jsonl (a line per epoch, :class:`EpochMetrics`), checkpoint.pt (the last good state, from
     which :func:`resume` goes on), curves.png and, when all is done, summary.json (:class:`Summary`). The same seed,
@@ -398,22 +420,29 @@ def train(
         out: a folder that does not exist yet, or is empty.
         quiet: draw no progress bar, not even on a terminal.
         checkpoint_every: write checkpoint.pt after so many steps too, not only before the first and after each epoch.
+        device: "cpu", or "cuda"; each process of torchrun's takes a GPU of its own.
 
     Raises:
         RunFolderError: ``out`` holds something already, or a file in it cannot be written.
         DivergedError: the loss or a parameter is no longer finite. The folder keeps the last good checkpoint.
         DataError: the data cannot be found or read, or fill no batch.
-        RecipeError: the recipe's model or the backend is not valid.
+        RecipeError: the recipe's model, the backend or the device is not valid, or the rows of a batch cannot be split
+            among the processes.
         ValueError: ``checkpoint_every`` is not valid.
         OSError: the folder cannot be made.
     """
     _require_steps(checkpoint_every)
+    place = local_device(device)
     torch.manual_seed(seed)
     corpus = recipe.make_corpus()
-    trainer = Trainer(recipe.make_model(len(corpus.vocabulary), backend), corpus, recipe)
-    folder = RunFolder.create(out)
+    model = recipe.make_model(len(corpus.vocabulary), backend).to(place)
+    processes = join_processes(place)
+    trainer = Trainer(model, corpus, recipe, processes)
+    processes.part_ways(seed)
+    folder = RunFolder.create(out, writes=processes.first)
+    settings = Settings.of_this_process(backend, seed, checkpoint_every, device, processes.size)
     with folder.lock():
-        return _run(trainer, folder, Settings.of_this_process(backend, seed, checkpoint_every), None, quiet)
+        return _run(trainer, folder, settings, None, quiet)
 
 
 def resume(
@@ -439,23 +468,27 @@ def resume(
         ValueError: ``checkpoint_every`` is not valid.
     """
     _require_steps(checkpoint_every)
-    folder = RunFolder(out)
-    folder.require_checkpoint()
+    RunFolder(out).require_checkpoint()
+    folder = RunFolder(out, writes=is_first_process())
     with folder.lock():
         checkpoint = folder.load_checkpoint()
-        recipe, then, state = checkpoint.recipe, checkpoint.settings, checkpoint.state
-        if len(state["history"]) == recipe.epochs and folder.summary.is_file():
-            _warn(f"the run in {folder.path} is finished: all of its {recipe.epochs} epochs are done")
-            return _summarize([EpochMetrics(**metrics) for metrics in state["history"]], recipe, then)
+        recipe, then, history = checkpoint.recipe, checkpoint.settings, checkpoint.state["history"]
+        if len(history) == recipe.epochs and folder.summary.is_file():
+            _warn(folder, f"the run in {folder.path} is finished: all of its {recipe.epochs} epochs are done")
+            return _summarize([EpochMetrics(**metrics) for metrics in history], recipe, then)
         torch.set_num_threads(threads or then.threads)
-        now = Settings.of_this_process(then.backend, then.seed, checkpoint_every or then.checkpoint_every)
-        if changed := [f for f in ("threads", "torch", "fusedrnn", "isa") if getattr(now, f) != getattr(then, f)]:
-            changes = ", ".join(f"{field} {getattr(now, field)} (was {getattr(then, field)})" for field in changed)
-            _warn(f"{folder.path} goes on with {changes}: weights may differ in the last bits from an unbroken run's")
+        place = local_device(then.device)
+        processes = join_processes(place)
+        every = checkpoint_every or then.checkpoint_every
+        now = Settings.of_this_process(then.backend, then.seed, every, then.device, processes.size)
+        if changes := now.changes(then):
+            what = f"{folder.path} goes on with {changes}"
+            _warn(folder, f"{what}: weights may differ in the last bits from an unbroken run's")
         torch.manual_seed(then.seed)
-        trainer = Trainer(checkpoint.model, recipe.make_corpus(), recipe)
+        processes.part_ways(then.seed)
+        trainer = Trainer(checkpoint.model.to(place), recipe.make_corpus(), recipe, processes)
         try:
-            trainer.load_state_dict(state)
+            trainer.load_state_dict(checkpoint.state)
         except StateError as error:
             raise RunFolderError(f"{folder.checkpoint} cannot be resumed: {error}") from error
         return _run(trainer, folder, now, trainer.steps, quiet)
@@ -466,8 +499,9 @@ def _require_steps(checkpoint_every: int | None) -> None:
         raise ValueError(f"checkpoint_every: expected at least 1, got {checkpoint_every}")
 
 
-def _warn(message: str) -> None:
-    warnings.warn(message, ResumeWarning, stacklevel=3)
+def _warn(folder: RunFolder, message: str) -> None:
+    if folder.writes:
+        warnings.warn(message, ResumeWarning, stacklevel=3)
 
 
 def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | None, quiet: bool) -> Summary:
