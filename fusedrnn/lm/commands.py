@@ -94,6 +94,11 @@ class _RecipeOrText(click.ParamType):
     help="Change a field of the recipe, such as hidden_size=128; may be repeated.",
 )
 @click.option("--data", type=click.Path(exists=True, dir_okay=False), help="The text file to read.")
+@click.option(
+    "--token-file",
+    type=click.Path(dir_okay=False),
+    help="Keep the tokens of the text there, mapped into memory: for texts larger than memory. Built if need be.",
+)
 @click.option("--level", type=click.Choice(get_args(Level)), help="What a token of a text file is.")
 @click.option("--encoding", help="Of the text file.")
 @click.option("--lower", is_flag=True, help="Lower-case the text file.")
@@ -135,6 +140,7 @@ def train_command(
     epochs: int | None,
     settings: tuple[str, ...],
     data: str | None,
+    token_file: str | None,
     level: Level | None,
     encoding: str | None,
     lower: bool,
@@ -171,7 +177,15 @@ def train_command(
     }
     given = [f"{key}={value}" for key, value in options.items() if value is not None]
     recipe = override(recipe, [*given, *settings])
-    run = partial(train, recipe, backend=backend, quiet=quiet, checkpoint_every=checkpoint_every, device=device)
+    run = partial(
+        train,
+        recipe,
+        backend=backend,
+        quiet=quiet,
+        checkpoint_every=checkpoint_every,
+        device=device,
+        token_file=token_file,
+    )
     if seeds is None:
         seed = seed or 0
         folder = RunFolder(out or Path("runs") / f"{recipe.name}-{backend}-seed{seed}")

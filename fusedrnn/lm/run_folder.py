@@ -33,7 +33,8 @@ _FORMAT = 2  # of checkpoint.pt: raised when an older program could no longer re
 
 @dataclass(frozen=True)
 class Settings:
-    """What a run depends on besides its recipe; the fields from ``threads`` on decide the last bits of its weights.
+    """What a run depends on besides its recipe; the fields from ``threads`` to ``processes`` decide the last bits of
+    its weights.
 
     Of several processes, ``processes``, each has so many ``threads``.
     """
@@ -47,10 +48,17 @@ class Settings:
     isa: str  # of fusedrnn's CPU kernels
     device: str = "cpu"
     processes: int = 1
+    token_file: str | None = None
 
     @classmethod
     def of_this_process(
-        cls, backend: Backend, seed: int, checkpoint_every: int | None, device: str = "cpu", processes: int = 1
+        cls,
+        backend: Backend,
+        seed: int,
+        checkpoint_every: int | None,
+        device: str = "cpu",
+        processes: int = 1,
+        token_file: str | None = None,
     ) -> Settings:
         """With the versions that are installed and the threads that torch is set to."""
         return cls(
@@ -63,12 +71,13 @@ class Settings:
             isa=torch.ops.fusedrnn.cpu_isa(),
             device=device,
             processes=processes,
+            token_file=token_file,
         )
 
     def changes(self, then: Settings) -> str:
         """In which fields that decide the last bits these settings differ from those of before, in words."""
-        names = [field.name for field in fields(self)]
-        pairs = [(name, getattr(self, name), getattr(then, name)) for name in names[names.index("threads") :]]
+        names = ("threads", "torch", "fusedrnn", "isa", "device", "processes")
+        pairs = [(name, getattr(self, name), getattr(then, name)) for name in names]
         return ", ".join(f"{name} {now} (was {before})" for name, now, before in pairs if now != before)
 
 

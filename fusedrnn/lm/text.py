@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import codecs
+import io
 import os
 import re
 from collections import Counter
@@ -18,7 +20,7 @@ UNKNOWN = "<unk>"
 """The token that stands for all rare ones."""
 
 _FOLDER = "FUSEDRNN_DATA"
-_FEW_LINES = 10
+FEW_LINES = 10
 
 
 def find_text(name: str, url: str = "") -> Path:
@@ -48,20 +50,40 @@ def read_text(path: Path, encoding: str = "utf-8") -> str:
         DataError: it is empty, there is no such encoding, or a byte does not fit it, which is named with its offset.
         OSError: it cannot be read.
     """
-    content = path.read_bytes()
+    return "".join(read_pieces(path, encoding))
+
+
+def read_pieces(path: Path, encoding: str = "utf-8", size: int = 1 << 20) -> Iterator[str]:
+    """Reads a text file as :func:`read_text` does, in pieces of about ``size`` bytes."""
     try:
-        text = content.decode(encoding)
-    except UnicodeDecodeError as error:
-        raise DataError(
-            f"{path} is not {encoding}: byte 0x{content[error.start]:02x} at offset {error.start} does not fit; name "
-            "the encoding it has (--encoding; latin-1 accepts every byte)"
-        ) from error
+        decoder = codecs.getincrementaldecoder(encoding)()
+        "".encode(encoding)  # refuses what turns bytes into bytes
     except (LookupError, ValueError) as error:
         raise DataError(f"encoding: there is no text encoding {encoding!r}; try utf-8 or latin-1") from error
-    text = text.removeprefix("\ufeff").replace("\r\n", "\n").replace("\r", "\n")
-    if not text:
+    lines = io.IncrementalNewlineDecoder(decoder, translate=True)
+    offset, first = 0, True
+    with path.open("rb") as file:
+        while True:
+            content = file.read(size)
+            try:
+                piece = lines.decode(content, final=not content)
+            except UnicodeDecodeError as error:
+                # What was left over from the last piece comes first in what could not be decoded.
+                place = offset + len(content) - len(error.object) + error.start
+                raise DataError(
+                    f"{path} is not {encoding}: byte 0x{error.object[error.start]:02x} at offset {place} does not fit; "
+                    "name the encoding it has (--encoding; latin-1 accepts every byte)"
+                ) from error
+            offset += len(content)
+            if first:
+                piece = piece.removeprefix("\ufeff")
+            if piece:
+                first = False
+                yield piece
+            if not content:
+                break
+    if first:
         raise DataError(f"{path} is empty")
-    return text
 
 
 def split_tokens(text: str, level: Level) -> list[str]:
@@ -85,7 +107,7 @@ def split_lines(text: str, fraction: float) -> tuple[str, str | None]:
         both parts; for a text of fewer than ten lines, which would be too coarse a measure, the whole and None.
     """
     lines = re.findall(r"[^\n]*\n|[^\n]+", text)
-    if len(lines) < _FEW_LINES:
+    if len(lines) < FEW_LINES:
         return text, None
     cut = int(len(lines) * fraction)
     return "".join(lines[:cut]), "".join(lines[cut:])

@@ -24,6 +24,7 @@ from .model import Backend, LanguageModel, Output, evaluating
 from .recipe import Goal, Metric, Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import RunFolder, Settings
+from .token_file import open_corpus
 
 _PROSE = ("source", "measured", "target")  # fields of a recipe that training does not read
 _STATE = (
@@ -408,6 +409,7 @@ def train(
     quiet: bool = False,
     checkpoint_every: int | None = None,
     device: str = "cpu",
+    token_file: str | Path | None = None,
 ) -> Summary:
     """Runs a recipe and writes its run folder. Of several processes, see :mod:`fusedrnn.lm.distributed`, the first one
     writes.
@@ -421,6 +423,7 @@ def train(
         quiet: draw no progress bar, not even on a terminal.
         checkpoint_every: write checkpoint.pt after so many steps too, not only before the first and after each epoch.
         device: "cpu", or "cuda"; each process of torchrun's takes a GPU of its own.
+        token_file: keep the tokens of the text there, not in memory: see :mod:`fusedrnn.lm.token_file`.
 
     Raises:
         RunFolderError: ``out`` holds something already, or a file in it cannot be written.
@@ -433,14 +436,15 @@ def train(
     """
     _require_steps(checkpoint_every)
     place = local_device(device)
-    torch.manual_seed(seed)
-    corpus = recipe.make_corpus()
-    model = recipe.make_model(len(corpus.vocabulary), backend).to(place)
     processes = join_processes(place)
+    tokens = None if token_file is None else str(Path(token_file).resolve())
+    torch.manual_seed(seed)
+    corpus = _make_corpus(recipe, tokens, processes)
+    model = recipe.make_model(len(corpus.vocabulary), backend).to(place)
     trainer = Trainer(model, corpus, recipe, processes)
     processes.part_ways(seed)
     folder = RunFolder.create(out, writes=processes.first)
-    settings = Settings.of_this_process(backend, seed, checkpoint_every, device, processes.size)
+    settings = Settings.of_this_process(backend, seed, checkpoint_every, device, processes.size, tokens)
     with folder.lock():
         return _run(trainer, folder, settings, None, quiet)
 
@@ -480,18 +484,28 @@ def resume(
         place = local_device(then.device)
         processes = join_processes(place)
         every = checkpoint_every or then.checkpoint_every
-        now = Settings.of_this_process(then.backend, then.seed, every, then.device, processes.size)
+        now = Settings.of_this_process(then.backend, then.seed, every, then.device, processes.size, then.token_file)
         if changes := now.changes(then):
             what = f"{folder.path} goes on with {changes}"
             _warn(folder, f"{what}: weights may differ in the last bits from an unbroken run's")
         torch.manual_seed(then.seed)
         processes.part_ways(then.seed)
-        trainer = Trainer(checkpoint.model.to(place), recipe.make_corpus(), recipe, processes)
+        trainer = Trainer(
+            checkpoint.model.to(place), _make_corpus(recipe, then.token_file, processes), recipe, processes
+        )
         try:
             trainer.load_state_dict(checkpoint.state)
         except StateError as error:
             raise RunFolderError(f"{folder.checkpoint} cannot be resumed: {error}") from error
         return _run(trainer, folder, now, trainer.steps, quiet)
+
+
+def _make_corpus(recipe: Recipe, token_file: str | None, processes: Processes) -> Corpus:
+    if token_file is None:
+        return recipe.make_corpus()
+    corpus = open_corpus(recipe, token_file) if processes.first else None
+    processes.sum(0)  # the first one has built the file
+    return corpus or open_corpus(recipe, token_file)
 
 
 def _require_steps(checkpoint_every: int | None) -> None:
