@@ -132,7 +132,7 @@ def test_a_file_of_something_else_is_left_alone(tmp_path: Path) -> None:
     assert (tmp_path / "text.txt").read_bytes() == VERSES.encode()
 
 
-@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:30] + b"?" + b[31:], lambda b: b[:100]])
+@pytest.mark.parametrize("damage", [lambda b: b[:-1], lambda b: b[:16] + b"?" + b[17:], lambda b: b[:100]])
 def test_a_damaged_file_is_named(damage, tmp_path: Path) -> None:
     recipe, path = recipe_of(tmp_path / "text.txt"), tmp_path / "tokens"
     open_corpus(recipe, path)
