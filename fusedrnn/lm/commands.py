@@ -117,6 +117,7 @@ class _RecipeOrText(click.ParamType):
     help="Of several processes each takes a GPU of its own.",
 )
 @click.option("--quiet", is_flag=True, help="No progress bar.")
+@click.option("--tensorboard", is_flag=True, help="Log for TensorBoard too, into OUT/tensorboard.")
 @click.option(
     "--checkpoint-every",
     type=click.IntRange(1),
@@ -148,6 +149,7 @@ def train_command(
     threads: int | None,
     device: str,
     quiet: bool,
+    tensorboard: bool,
     checkpoint_every: int | None,
     resumed: Path | None,
 ) -> None:
@@ -185,6 +187,7 @@ def train_command(
         checkpoint_every=checkpoint_every,
         device=device,
         token_file=token_file,
+        tensorboard=tensorboard,
     )
     if seeds is None:
         seed = seed or 0

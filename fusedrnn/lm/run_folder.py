@@ -49,6 +49,7 @@ class Settings:
     device: str = "cpu"
     processes: int = 1
     token_file: str | None = None
+    tensorboard: bool = False
 
     @classmethod
     def of_this_process(
@@ -59,6 +60,7 @@ class Settings:
         device: str = "cpu",
         processes: int = 1,
         token_file: str | None = None,
+        tensorboard: bool = False,
     ) -> Settings:
         """With the versions that are installed and the threads that torch is set to."""
         return cls(
@@ -72,6 +74,7 @@ class Settings:
             device=device,
             processes=processes,
             token_file=token_file,
+            tensorboard=tensorboard,
         )
 
     def changes(self, then: Settings) -> str:

@@ -24,6 +24,7 @@ from .model import Backend, LanguageModel, Output, evaluating
 from .recipe import Goal, Metric, Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import RunFolder, Settings
+from .tensorboard_log import TensorBoardLog, require_tensorboard
 from .token_file import open_corpus
 
 _PROSE = ("source", "measured", "target")  # fields of a recipe that training does not read
@@ -410,6 +411,7 @@ def train(
     checkpoint_every: int | None = None,
     device: str = "cpu",
     token_file: str | Path | None = None,
+    tensorboard: bool = False,
 ) -> Summary:
     """Runs a recipe and writes its run folder. Of several processes, see :mod:`fusedrnn.lm.distributed`, the first one
     writes.
@@ -424,6 +426,7 @@ def train(
         checkpoint_every: write checkpoint.pt after so many steps too, not only before the first and after each epoch.
         device: "cpu", or "cuda"; each process of torchrun's takes a GPU of its own.
         token_file: keep the tokens of the text there, not in memory: see :mod:`fusedrnn.lm.token_file`.
+        tensorboard: log for TensorBoard too: see :mod:`fusedrnn.lm.tensorboard_log`.
 
     Raises:
         RunFolderError: ``out`` holds something already, or a file in it cannot be written.
@@ -432,9 +435,12 @@ def train(
         RecipeError: the recipe's model, the backend or the device is not valid, or the rows of a batch cannot be split
             among the processes.
         ValueError: ``checkpoint_every`` is not valid.
+        LanguageModelError: logs were asked for, and TensorBoard is missing.
         OSError: the folder cannot be made.
     """
     _require_steps(checkpoint_every)
+    if tensorboard:
+        require_tensorboard()
     place = local_device(device)
     processes = join_processes(place)
     tokens = None if token_file is None else str(Path(token_file).resolve())
@@ -444,7 +450,7 @@ def train(
     trainer = Trainer(model, corpus, recipe, processes)
     processes.part_ways(seed)
     folder = RunFolder.create(out, writes=processes.first)
-    settings = Settings.of_this_process(backend, seed, checkpoint_every, device, processes.size, tokens)
+    settings = Settings.of_this_process(backend, seed, checkpoint_every, device, processes.size, tokens, tensorboard)
     with folder.lock():
         return _run(trainer, folder, settings, None, quiet)
 
@@ -484,7 +490,9 @@ def resume(
         place = local_device(then.device)
         processes = join_processes(place)
         every = checkpoint_every or then.checkpoint_every
-        now = Settings.of_this_process(then.backend, then.seed, every, then.device, processes.size, then.token_file)
+        now = Settings.of_this_process(
+            then.backend, then.seed, every, then.device, processes.size, then.token_file, then.tensorboard
+        )
         if changes := now.changes(then):
             what = f"{folder.path} goes on with {changes}"
             _warn(folder, f"{what}: weights may differ in the last bits from an unbroken run's")
@@ -522,6 +530,7 @@ def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | N
     """Trains to the end. ``saved`` is the step of the checkpoint that is there already."""
     recipe, every = trainer.recipe, settings.checkpoint_every
     progress = _Progress(trainer, quiet)
+    log: TensorBoardLog | None = None
 
     def save() -> None:
         nonlocal saved
@@ -534,6 +543,8 @@ def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | N
 
     def on_step(tokens: int, loss: float) -> None:
         progress.step(tokens, loss)
+        if log:
+            log.step(trainer.steps, loss, float(trainer.schedule.get_last_lr()[0]))
         if every and trainer.steps % every == 0:
             save()
 
@@ -541,10 +552,14 @@ def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | N
         if saved is None:
             save()
         write_metrics()  # a run that was killed may have left them an epoch behind
+        if settings.tensorboard and folder.writes:
+            log = TensorBoardLog(folder.path, trainer.steps + 1)
         for metrics in trainer.epochs(on_step):
             progress.epoch(getattr(metrics, recipe.metric))
             save()
             write_metrics()
+            if log:
+                log.epoch(trainer.steps, asdict(metrics))
         summary = _summarize(trainer.history, recipe, settings)
         folder.plot([asdict(metrics) for metrics in trainer.history], recipe.metric, recipe.target)
         folder.write_summary(asdict(summary))
@@ -558,6 +573,8 @@ def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | N
         raise DivergedError(f"{error}; {folder.checkpoint} keeps the model of step {saved}") from error
     finally:
         progress.close()
+        if log:
+            log.close()
     return summary
 
 
