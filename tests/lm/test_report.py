@@ -128,6 +128,17 @@ def test_the_commands_train_the_same_recipe_again(
     assert [replace(recipe, source="", measured="") for recipe in again] == [replace(given, source="", measured="")]
 
 
+def test_runs_of_several_processes_are_a_machine_of_their_own(put, tmp_path: Path) -> None:
+    put("one")
+    put("two", processes=2, device="cuda")
+    page = markdown(gather([tmp_path]))
+    assert "## 2 processes, each cuda, 1 CPU thread, torch 2.13.0, fusedrnn 0.1.0, kernels for avx2" in page
+    start = "torchrun --nproc-per-node=2 -m fusedrnn train hn-gru "
+    (command,) = [line.strip() for line in page.splitlines() if line.startswith("    torchrun")]
+    assert command.startswith(start)
+    assert command.endswith(" --threads 1 --device cuda --seed 0")
+
+
 def test_the_page_names_no_folder_of_the_machine(put, tmp_path: Path) -> None:
     put("a", recipe=replace(TEXT, name="text", data=str(tmp_path / "text.txt")))
     put("b", recipe=replace(RECIPES["nietzsche-gru"], data=str(tmp_path / "nietzsche.txt")))
