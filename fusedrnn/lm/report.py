@@ -229,7 +229,8 @@ _ABOUT = """\
 Values are of the last epoch: the mean over the seeds ± the standard deviation, with the lowest and the highest in
 brackets. The figure is the one to beat, as the recipe states it. Seconds, the median over the seeds, are those of all
 epochs with their validation. Times faster is the median, over the seeds that ran with both, of the seconds with nn.*
-over those with fusedrnn, with the lowest and the highest. `fusedrnn report` writes this page from run folders.
+over those with fusedrnn, with the lowest and the highest; a wide range is a machine's that did other work too.
+`fusedrnn report` writes this page from run folders.
 """.splitlines()
 
 
