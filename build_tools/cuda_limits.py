@@ -127,8 +127,7 @@ class Schedule:
     def of(kind: int, tensor_cores: bool, architecture: int) -> Schedule:
         plan, product = ((SOURCES / name).read_text("utf-8") for name in ("grid_plan.h", "grid_product.cuh"))
         warps, tiles, kept = _numbers(rf"using Grid{KINDS[kind]} = GridShape<(\d+), (\d+), (\d+)>", plan)
-        struct = "MmaProduct" if tensor_cores else "FmaProduct"
-        (rows,) = _numbers(rf"struct {struct} {{.*?kRows = (\d+)", product)
+        (rows,) = _numbers(r"struct MmaProduct {.*?kRows = (\d+)" if tensor_cores else r"kFmaRows = (\d+)", product)
         branch = r"FUSEDRNN_ARCH == 900\n" if architecture == 90 else r"#else\n"
         mma, of_slots, fma = _numbers(
             branch + r"constexpr int kMmaAhead = (\d+), kMmaAheadOfSlots = (\d+), kFmaAhead = (\d+);", product

@@ -167,7 +167,7 @@ def _double_backward(cell: str, ctx: Any, *grads: TensorOrNone) -> tuple[TensorO
         return pull(tuple(torch.zeros_like(y) if d is None else d for y, d in zip(ys, cotangents, strict=False)))
 
     # The derivative is of what forward computed, which autocast, if it is on now, must not change.
-    with torch.enable_grad(), torch.autocast(arguments[3].device.type, enabled=False):
+    with torch.enable_grad(), torch.autocast(arguments[4].device.type, enabled=False):
         results, pull = _vjp(first, *(arguments[i] for i in given))
         # A result that was not asked for has no elements, and its gradient none either.
         asked = [g for g, t in zip(grads, arguments[4:], strict=True) if t is not None]

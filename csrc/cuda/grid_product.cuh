@@ -116,10 +116,14 @@ constexpr int kMmaAhead = 12, kMmaAheadOfSlots = 3, kFmaAhead = 2;
 constexpr int kMmaAhead = 6, kMmaAheadOfSlots = 1, kFmaAhead = 1;
 #endif
 
-// Four rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
+// Rows at a time with FMA. Half types (bfloat16 on sm_75) are widened, which leaves registers for one.
+constexpr int kFmaRows = 4, kFmaRowsOfHalves = 1;
+
+// A few rows at a time with FMA, in float: lane (g, q) multiplies its 16 bytes of each row by column g of each tile.
 template <class T, int Tiles>
 struct FmaProduct {
-  static constexpr int kRows = 4, kLoads = 4, kAhead = kFmaAhead, kAheadOfSlots = kFmaAhead;
+  static constexpr int kRows = sizeof(T) == 2 ? kFmaRowsOfHalves : kFmaRows, kLoads = kRows;
+  static constexpr int kAhead = kFmaAhead, kAheadOfSlots = kFmaAhead;
   float d[Tiles][kRows] = {};
   int rows;  // that are there
 
