@@ -86,14 +86,14 @@ def train_cell(draw: random.Random, device: str) -> Tensor:
     return loss.detach()
 
 
-def soak(minutes: float, device: str, seed: int) -> bool:
+def soak(minutes: float, device: str, seed: int, clock: Callable[[], float] = time.monotonic) -> bool:
     """Trains until the time is over, with a line every twentieth of it; whether the memory stayed flat."""
     draw, used = random.Random(seed), meter(device)
     torch.manual_seed(seed)
-    start, length = time.monotonic(), 60 * minutes
+    start, length = clock(), 60 * minutes
     readings: list[tuple[float, int]] = []
     step, reports = 0, 0
-    while (elapsed := time.monotonic() - start) < length:
+    while (elapsed := clock() - start) < length:
         step += 1
         loss = train_cell(draw, device) if step % 4 == 0 else train_layer(draw, device, check=step % 100 == 1)
         if not loss.isfinite():

@@ -188,10 +188,13 @@ def close(name: Any, actual: Any, expected: Any, atol: float) -> None:
     torch.testing.assert_close(actual, expected, rtol=0, atol=atol, equal_nan=True, msg=lambda text: f"{name}: {text}")
 
 
-def assert_same(ours: Results, theirs: Results, dtype: torch.dtype = f64, tolerance: float = 0.0) -> None:
+def assert_same(
+    ours: Results, theirs: Results, dtype: torch.dtype = f64, tolerance: float = 0.0, floor: float = 1e-3
+) -> None:
     """The same tensors, each within tolerance (default: that of dtype); `theirs` may be of a wider dtype.
 
-    The error is measured against the largest entry of the expected tensor. NaN and infinity stand where theirs do.
+    The error is measured against the largest entry of the expected tensor, or against floor. NaN and infinity stand
+    where theirs do.
     """
     assert ours.keys() == theirs.keys()
     for name, expected in theirs.items():
@@ -201,7 +204,7 @@ def assert_same(ours: Results, theirs: Results, dtype: torch.dtype = f64, tolera
             continue
         assert actual.dtype == dtype, f"{name}: expected {dtype}, got {actual.dtype}"
         finite = expected[expected.isfinite()]
-        scale = max(finite.abs().max().item(), 1e-3) if finite.numel() else 1.0
+        scale = max(finite.abs().max().item(), floor) if finite.numel() else 1.0
         atol = (tolerance or TOLERANCE[dtype]) * scale
         close(name, actual.double(), expected.double(), atol)
 

@@ -81,7 +81,7 @@ def drawn(draw: Any, kind: Kind, options: dict[str, Any], T: int, B: int | None)
     exact = kind.is_relu or options.get("dropout")
     dtype = f64 if exact else draw(st.sampled_from([f64, f32, f32, bf16, f16]))
     torch.manual_seed(draw(st.integers(0, 2**31)))
-    torch.set_num_threads(draw(st.sampled_from([1, 1, 1, 2])))
+    torch.set_num_threads(1)  # of two where others run, threads wait for each other; test_threads has them
     ours, theirs = kind.pair(draw(sizes), draw(sizes), dtype=dtype, **options)
     x, hx = kind.example(ours, T, B, hx=draw(st.booleans()), dtype=dtype)
     return ours, theirs.double(), laid(draw, x), laid(draw, hx), draw(st.booleans())
@@ -99,7 +99,8 @@ def agrees(ours: Any, theirs: Any, x: Tensor, hx: Any, train: bool) -> None:
         return
     with torch.set_grad_enabled(train):
         expected = results(theirs, widen(x), widen(hx), seed=3)
-        assert_same(results(ours, x, hx, seed=3), expected, x.dtype, 5e-5 if x.dtype == f32 else 1e-11)
+        # Where gates saturate, 1 - h² is off by what h was rounded by, whatever is left of it.
+        assert_same(results(ours, x, hx, seed=3), expected, x.dtype, 5e-5 if x.dtype == f32 else 1e-11, floor=0.1)
 
 
 @examples(3000)
