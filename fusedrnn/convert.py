@@ -77,17 +77,18 @@ def unfuse(model: Model) -> Model:
 
     Warns:
         UserWarning: names each fused module that is left as it is, and says why: a class that derives from
-            fusedrnn.LSTM and the like, or a forward of its own.
+            fusedrnn.LSTM and the like, a forward of its own, or weight_drop.
     """
     left = []
     for name, module in list(model.named_modules()):
         fused = _recurrent_class(module, PLAIN)
         if fused is None:
             continue
-        if reason := _class_of_its_own(module, fused):
+        if reason := _class_of_its_own(module, fused) or _beyond_nn(module):
             left.append(f"{name or 'the model itself'} ({type(module).__name__}): {reason}")
             continue
-        module.__dict__.pop("recompute", None)
+        for option in ("recompute", "weight_drop"):
+            module.__dict__.pop(option, None)
         _change_class(module, PLAIN[fused])
         if isinstance(module, nn.RNNBase):
             module._init_flat_weights()  # the list that nn.*'s forward reads
@@ -122,6 +123,13 @@ def _class_of_its_own(module: nn.Module, base: Class) -> str | None:
         )
     if "forward" in vars(module):
         return "it has a forward of its own"
+    return None
+
+
+def _beyond_nn(module: nn.Module) -> str | None:
+    """Why nn.* cannot do what a fused module does, or None where it can."""
+    if getattr(module, "weight_drop", 0.0):
+        return "it drops recurrent weights while it trains (weight_drop), which nn.* does not"
     return None
 
 

@@ -185,7 +185,14 @@ def network(
 
 
 class _Reference(nn.RNNBase):
-    """Constructor, parameters and checks of nn.*, with the forward pass of this file."""
+    """Constructor, parameters and checks of nn.*, with the forward pass of this file.
+
+    weight_drop: the probability of zeroing each element of w_hh in training, one draw a call, scaled by 1 / (1 - p).
+    """
+
+    def __init__(self, *args, weight_drop: float = 0.0, **kwargs):
+        super().__init__(*args, **kwargs)
+        self.weight_drop = weight_drop
 
     def forward(self, input: Tensor, hx=None):
         """Batched input ``[T, B, I]`` (``[B, T, I]`` with batch_first); returns what nn.LSTM, nn.GRU or nn.RNN does."""
@@ -201,13 +208,18 @@ class _Reference(nn.RNNBase):
             self.mode.lower(),
             input,
             states,
-            [[*group[:2], None, None, group[2]] if len(group) == 3 else group for group in self.all_weights],
+            [self._group(*group) for group in self.all_weights],
             self.bidirectional,
             self.batch_first,
             self.dropout,
             self.training,
         )
         return y, (out if count == 2 else out[0])
+
+    def _group(self, w_ih: Tensor, w_hh: Tensor, *others: Tensor) -> tuple[Tensor | None, ...]:
+        """The weights of one layer and direction in the order of :func:`lstm_step`, w_hh after weight_drop."""
+        biases = (None, None) if len(others) == 1 else ()
+        return w_ih, F.dropout(w_hh, self.weight_drop, self.training), *biases, *others
 
 
 class LSTM(_Reference):

@@ -205,6 +205,16 @@ def test_what_cannot_be_unfused_is_named() -> None:
     assert type(model[0]) is ResidualFusedGRU and type(model[1]) is nn.GRU
 
 
+def test_a_layer_that_drops_weights_stays_fused_until_it_no_longer_does() -> None:
+    layer = fusedrnn.LSTM(3, 4, weight_drop=0.5)
+    with pytest.warns(UserWarning, match=r"the model itself \(LSTM\): it drops recurrent weights .*weight_drop"):
+        assert type(fusedrnn.unfuse(layer)) is fusedrnn.LSTM
+    layer.weight_drop = 0.0
+    assert type(fusedrnn.unfuse(layer)) is nn.LSTM
+    assert type(fusedrnn.fuse(layer)) is fusedrnn.LSTM
+    layer(torch.randn(5, 2, 3))
+
+
 def test_a_model_on_a_device_without_kernels_is_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     module = nn.LSTM(3, 4)
     monkeypatch.setattr(cuda, "unavailable", "torch is built without CUDA")

@@ -5,7 +5,17 @@ Training and the command line use the libraries of the extra ``[lm]``; the rest 
 
 from __future__ import annotations
 
-from .data import Batch, Corpus, Vocabulary, cut_sequences, group_chunks, human_numbers, make_corpus
+from .data import (
+    Batch,
+    Corpus,
+    Vocabulary,
+    cut_sequences,
+    group_chunks,
+    human_numbers,
+    make_corpus,
+    prefix_sum_corpus,
+    prefix_sums,
+)
 from .errors import (
     DataError,
     DivergedError,
@@ -16,11 +26,17 @@ from .errors import (
     StateError,
     UnknownTokenError,
 )
+from .feedback import FeedbackModel
 from .generation import generate
-from .model import LanguageModel, Output
+from .model import LanguageModel, Output, StatefulModel
 from .recipe import Recipe
 from .recipes import RECIPES, TEXT
-from .regularization import activation_regularization, temporal_activation_regularization
+from .regularization import (
+    activation_regularization,
+    embedding_dropout,
+    locked_dropout,
+    temporal_activation_regularization,
+)
 from .run_folder import Checkpoint, RunFolder, Settings
 from .settings import override
 from .training import EpochMetrics, Summary, Trainer, resume, train
@@ -34,6 +50,7 @@ __all__ = [
     "DataError",
     "DivergedError",
     "EpochMetrics",
+    "FeedbackModel",
     "LanguageModel",
     "LanguageModelError",
     "Output",
@@ -44,17 +61,22 @@ __all__ = [
     "RunFolderError",
     "Settings",
     "StateError",
+    "StatefulModel",
     "Summary",
     "Trainer",
     "UnknownTokenError",
     "Vocabulary",
     "activation_regularization",
     "cut_sequences",
+    "embedding_dropout",
     "generate",
     "group_chunks",
     "human_numbers",
+    "locked_dropout",
     "make_corpus",
     "override",
+    "prefix_sum_corpus",
+    "prefix_sums",
     "resume",
     "temporal_activation_regularization",
     "train",

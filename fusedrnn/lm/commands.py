@@ -19,8 +19,8 @@ from ..bench.command import bench
 from .distributed import is_first_process
 from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
-from .model import Backend
-from .recipe import Goal, Recipe
+from .model import Backend, LanguageModel
+from .recipe import PREFIX_SUMS, Goal, Recipe
 from .recipes import RECIPES, TEXT
 from .report import draw, gather, markdown
 from .run_folder import RunFolder, write_atomically
@@ -62,6 +62,8 @@ def list_recipes() -> None:
 
 
 def _bound(goal: Goal) -> str:
+    if goal.target is None:
+        return "none"
     return f"{'at most' if goal.lower_is_better else 'at least'} {goal.target:g}"
 
 
@@ -286,6 +288,8 @@ def _against(goal: Goal, value: float) -> str:
 def generate_command(run: Path, prompt: str, length: int, stream: bool, **options: Any) -> None:
     """Continue a prompt with the model of the run folder RUN."""
     checkpoint = RunFolder(run).load_checkpoint()
+    if not isinstance(checkpoint.model, LanguageModel) or checkpoint.recipe.data == PREFIX_SUMS:
+        raise click.UsageError(f"{run} holds a model of {checkpoint.recipe.data}, which predicts no next tokens")
     start = checkpoint.recipe.split_prompt(prompt)
     if not start:
         raise click.BadParameter(f"it is empty: give at least one {checkpoint.recipe.level}", param_hint="--prompt")

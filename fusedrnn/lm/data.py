@@ -76,6 +76,33 @@ def human_numbers() -> list[str]:
     return tokens
 
 
+def prefix_sums(rows: int, length: int, n: int = 3, generator: torch.Generator | None = None) -> Batch:
+    """Random sequences of the numbers 0 to n - 1, and after each number the sum of all so far, modulo n.
+
+    A task that no part of a sequence tells anything about, and whose state is one of n; at chance 1 / n of the answers
+    are right.
+
+    Args:
+        generator: where the numbers come from; torch's global one if None.
+
+    Returns:
+        numbers and sums, each int64 ``[rows, length]``.
+    """
+    numbers = torch.randint(n, (rows, length), generator=generator)
+    return numbers, numbers.cumsum(1) % n
+
+
+def prefix_sum_corpus(rows: int, length: int, batches: int, valid_length: int, n: int = 3, *, seed: int = 0) -> Corpus:
+    """Batches of :func:`prefix_sums`: some of ``[rows, length]`` train, one of ``[rows, valid_length]`` validates.
+
+    Args:
+        seed: of the numbers, which do not depend on torch's global generator.
+    """
+    generator = torch.Generator().manual_seed(seed)
+    train = [prefix_sums(rows, length, n, generator) for _ in range(batches)]
+    return Corpus(Vocabulary(map(str, range(n))), train, [prefix_sums(rows, valid_length, n, generator)])
+
+
 SOURCES: dict[str, Callable[[], list[str]]] = {"human-numbers": human_numbers}
 """The texts that a recipe can name, each as a list of tokens."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from functools import partial
 from typing import Any, Literal, NamedTuple, get_args
 
 import torch
@@ -13,6 +14,8 @@ from torch.nn import functional as F
 import fusedrnn
 from fusedrnn import reference
 
+from .regularization import embedding_dropout, locked_dropout
+from .stack import LockedStack
 from .unrolling import Step, literally, looped, run_steps
 
 Cell = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
@@ -43,16 +46,36 @@ def _require_known(backend: Backend, cell: Cell) -> None:
         raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
 
 
-def recurrent_layers(backend: Backend, cell: Cell, input_size: int, hidden_size: int, num_layers: int) -> nn.RNNBase:
+def recurrent_layers(
+    backend: Backend,
+    cell: Cell,
+    input_size: int,
+    hidden_size: int,
+    num_layers: int,
+    *,
+    dropout: float = 0.0,
+    locked: bool = False,
+    weight_drop: float = 0.0,
+) -> nn.RNNBase | LockedStack:
     """LSTM, GRU or RNN of fusedrnn, of torch.nn or of fusedrnn.reference: same parameters, same results.
 
     Raises:
-        ValueError: there is no such backend or cell.
+        ValueError: there is no such backend or cell, dropout where there is one layer, or weight_drop with the backend
+            nn.
     """
     _require_known(backend, cell)
+    if dropout and num_layers == 1:
+        raise ValueError("layer_dropout: it is applied between layers, and there is one")
+    if weight_drop and backend == "nn":
+        raise ValueError("weight_drop: torch.nn has none, expected the backend fused or reference")
     name, _, nonlinearity = cell.partition("_")
-    options = {"nonlinearity": nonlinearity} if nonlinearity else {}
-    return getattr(_LIBRARIES[backend], name.upper())(input_size, hidden_size, num_layers, **options)
+    options: dict[str, Any] = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    if weight_drop:
+        options["weight_drop"] = weight_drop
+    make = partial(getattr(_LIBRARIES[backend], name.upper()), hidden_size=hidden_size, **options)
+    if locked and dropout:
+        return LockedStack([make(hidden_size if layer else input_size) for layer in range(num_layers)], dropout)
+    return make(input_size, num_layers=num_layers, dropout=dropout)
 
 
 def cell_step(backend: Backend, cell: Cell) -> Step:
@@ -70,19 +93,20 @@ def cell_step(backend: Backend, cell: Cell) -> Step:
     return lambda x, states, *weights: (function(x, states[0], *weights),)
 
 
-def _share_matrix(rnn: nn.RNNBase) -> None:
+def _share_matrix(rnn: nn.Module) -> None:
     """Makes each layer h = f(W (x + h) + b): its two matrices one parameter, its second bias zero for good."""
-    for layer in range(rnn.num_layers):
-        setattr(rnn, f"weight_ih_l{layer}", getattr(rnn, f"weight_hh_l{layer}"))
-        nn.init.zeros_(getattr(rnn, f"bias_hh_l{layer}").requires_grad_(False))
+    for module in rnn.modules():
+        for layer in range(module.num_layers if isinstance(module, nn.RNNBase) else 0):
+            setattr(module, f"weight_ih_l{layer}", getattr(module, f"weight_hh_l{layer}"))
+            nn.init.zeros_(getattr(module, f"bias_hh_l{layer}").requires_grad_(False))
 
 
-def _initialize_blocks(rnn: nn.RNNBase, initialize: Callable[[Tensor], object]) -> None:
+def _initialize_blocks(rnn: nn.Module, hidden_size: int, initialize: Callable[[Tensor], object]) -> None:
     """Draws the recurrent matrix of every gate anew."""
     with torch.no_grad():
         for name, weight in rnn.named_parameters():
-            if name.startswith("weight_hh"):
-                for block in weight.split(rnn.hidden_size):
+            if "weight_hh" in name:
+                for block in weight.split(hidden_size):
                     initialize(block)
 
 
@@ -92,13 +116,55 @@ _INITIALIZE: dict[RecurrentInit, Callable[[Tensor], object]] = {
 }
 
 
-class LanguageModel(nn.Module):
+class StatefulModel(nn.Module):
+    """A model of token sequences that carries its state from one call to the next.
+
+    The first call, and one with another number of rows than the last, starts from the beginning. :attr:`state` holds
+    the current state, or None: a tuple of tensors whose dimension 1 is the rows. It follows the model across devices
+    and dtypes and is no part of the state_dict. Gradients flow through it until :meth:`detach`: truncated
+    back-propagation through time is a forward, a backward and a ``detach()`` for each batch.
+    """
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.state: State | None = None
+
+    def run(self, tokens: Tensor, state: State | None = None, **options: Any) -> tuple[Output, State]:
+        """Reads tokens, int64 ``[B, T]``, from a given state, or from the beginning, and leaves :attr:`state` as it is.
+
+        Returns:
+            the output and the state after the last token.
+        """
+        raise NotImplementedError
+
+    def forward(self, tokens: Tensor, **options: Any) -> Output:
+        """Reads tokens ``[B, T]`` (int64) from :attr:`state`, which it then replaces; options are those of run."""
+        if self.state is not None and self.state[0].shape[1] != tokens.shape[0]:
+            self.reset()
+        output, self.state = self.run(tokens, self.state, **options)
+        return output
+
+    def reset(self) -> None:
+        """Forgets the text: the next call starts from the beginning."""
+        self.state = None
+
+    def detach(self) -> None:
+        """Keeps the state and cuts its gradient: nothing flows back across this point."""
+        if self.state is not None:
+            self.state = tuple(s.detach() for s in self.state)
+
+    # Not a buffer: DistributedDataParallel would overwrite every rank's state with that of the first.
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> StatefulModel:
+        super()._apply(fn, recurse)
+        if self.state is not None:
+            self.state = tuple(fn(s) for s in self.state)
+        return self
+
+
+class LanguageModel(StatefulModel):
     """Embedding, recurrent layers, dropout, linear decoder; the state is carried from one call to the next.
 
-    The first call, and one with another number of rows than the last, starts from zeros. :attr:`state` holds the
-    current state, or None: a tuple of ``[num_layers, B, hidden_size]``, h and for the LSTM also c. It follows the model
-    across devices and dtypes and is no part of the state_dict. Gradients flow through it until :meth:`detach`:
-    truncated back-propagation through time is a forward, a backward and a ``detach()`` for each batch.
+    It starts from zeros. :attr:`state` is a tuple of ``[num_layers, B, hidden_size]``, h and for the LSTM also c.
 
     The layers run time-major, so that all backends draw the same dropout masks from the same seed.
 
@@ -109,6 +175,13 @@ class LanguageModel(nn.Module):
         num_layers: how many recurrent layers are stacked.
         cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
         dropout: the probability of zeroing an activation of the last layer before it is decoded.
+        layer_dropout: the same for the other layers, before the next one reads it.
+        locked: both have one mask for all steps of a call, see :func:`~fusedrnn.lm.regularization.locked_dropout`.
+        embedding_dropout: the probability of dropping a token from the input wherever it occurs in a call, see
+            :func:`~fusedrnn.lm.regularization.embedding_dropout`.
+        weight_drop: the probability of zeroing a recurrent weight, see :class:`fusedrnn.LSTM`.
+        detach_every: no gradient passes from step t to step t - 1 of a call where this divides t, see
+            :class:`fusedrnn.LSTM`; None for no such step.
         tied: the decoder's weight is the embedding's (Press and Wolf 2017, Inan et al. 2017).
         recurrent_init: of every gate's recurrent matrix: "uniform" is that of torch.nn, "orthogonal" keeps the length
             of a state (Saxe et al. 2014), "identity" the state itself (Le et al. 2015, for the ReLU RNN).
@@ -121,7 +194,9 @@ class LanguageModel(nn.Module):
 
     Raises:
         ValueError: an argument has a value that is not listed, a tied model or one with a shared matrix has two
-            different sizes, or the cell of a shared matrix is no RNN.
+            different sizes, the cell of a shared matrix is no RNN, there is dropout between layers where there is one,
+            layer_dropout, weight_drop or detach_every where the steps are unrolled, weight_drop with the backend "nn",
+            or detach_every with another one than "fused".
     """
 
     def __init__(
@@ -133,6 +208,11 @@ class LanguageModel(nn.Module):
         cell: Cell,
         *,
         dropout: float = 0.0,
+        layer_dropout: float = 0.0,
+        locked: bool = False,
+        embedding_dropout: float = 0.0,
+        weight_drop: float = 0.0,
+        detach_every: int | None = None,
         tied: bool = False,
         recurrent_init: RecurrentInit = "uniform",
         shared_matrix: bool = False,
@@ -152,21 +232,36 @@ class LanguageModel(nn.Module):
             raise ValueError(f"unroll: expected one of {get_args(Unroll)}, got {unroll!r}")
         if recurrent_init not in get_args(RecurrentInit):
             raise ValueError(f"recurrent_init: expected one of {get_args(RecurrentInit)}, got {recurrent_init!r}")
+        if unroll != "layer" and (layer_dropout or weight_drop or detach_every):
+            raise ValueError(
+                f"unroll: {unroll!r} serves none of layer_dropout, weight_drop and detach_every, expected 'layer'"
+            )
+        if detach_every is not None and backend != "fused":
+            raise ValueError(f"detach_every: expected the backend fused, got {backend!r}")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
-        self.rnn = recurrent_layers(backend, cell, embedding_size, hidden_size, num_layers)
+        self.rnn = recurrent_layers(
+            backend,
+            cell,
+            embedding_size,
+            hidden_size,
+            num_layers,
+            dropout=layer_dropout,
+            locked=locked,
+            weight_drop=weight_drop,
+        )
         self.decoder = nn.Linear(hidden_size, vocabulary_size)
-        self.dropout = dropout
+        self.dropout, self.locked, self.embedding_dropout = dropout, locked, embedding_dropout
+        self.options = {} if detach_every is None else {"detach_every": detach_every}
         self.takes_tokens = backend == "fused"
         self.backend, self.cell, self.unroll = backend, cell, unroll
-        self.state: State | None = None
         if recurrent_init != "uniform":
-            _initialize_blocks(self.rnn, _INITIALIZE[recurrent_init])
+            _initialize_blocks(self.rnn, hidden_size, _INITIALIZE[recurrent_init])
         if shared_matrix:
             _share_matrix(self.rnn)
         if tied:
             self.decoder.weight = self.embedding.weight
 
-    def run(self, tokens: Tensor, state: State | None = None) -> tuple[Output, State]:
+    def run(self, tokens: Tensor, state: State | None = None) -> tuple[Output, State]:  # type: ignore[override]
         """Reads tokens from a given state, or from zeros, and leaves :attr:`state` as it is.
 
         Args:
@@ -177,7 +272,7 @@ class LanguageModel(nn.Module):
             the output and the state after the last token.
         """
         y, end = self._read(tokens, state)
-        dropped = F.dropout(y, self.dropout, self.training)
+        dropped = (locked_dropout if self.locked else F.dropout)(y, self.dropout, self.training)
         raw, dropped = y.transpose(0, 1), dropped.transpose(0, 1)
         return Output(self.decoder(dropped), raw, dropped), end
 
@@ -192,42 +287,21 @@ class LanguageModel(nn.Module):
 
     def _read(self, tokens: Tensor, state: State | None) -> tuple[Tensor, State]:
         """Activations ``[T, B, H]`` of the last layer, and the state after the last token."""
+        table = embedding_dropout(self.embedding.weight, self.embedding_dropout, self.training)
         if self.unroll != "layer":
+            assert isinstance(self.rnn, nn.RNNBase)
             run = looped if self.unroll == "cell" else literally
             step = cell_step(self.backend, self.cell)
-            return run_steps(run, step, self.rnn, self.embedding(tokens.t()), state)
+            return run_steps(run, step, self.rnn, F.embedding(tokens.t(), table), state)
         hx = None if state is None else state if len(state) == 2 else state[0]
         if self.takes_tokens:
-            y, end = self.rnn(tokens.t(), hx, embedding=self.embedding.weight)
+            y, end = self.rnn(tokens.t(), hx, embedding=table, **self.options)
         else:
-            y, end = self.rnn(self.embedding(tokens.t()), hx)
+            y, end = self.rnn(F.embedding(tokens.t(), table), hx)
         return y, end if isinstance(end, tuple) else (end,)
 
-    def forward(self, tokens: Tensor) -> Output:
-        """Reads tokens ``[B, T]`` (int64) from :attr:`state`, which it then replaces."""
-        if self.state is not None and self.state[0].shape[1] != tokens.shape[0]:
-            self.reset()
-        output, self.state = self.run(tokens, self.state)
-        return output
-
-    def reset(self) -> None:
-        """Forgets the text: the next call starts from zeros."""
-        self.state = None
-
-    def detach(self) -> None:
-        """Keeps the state and cuts its gradient: nothing flows back across this point."""
-        if self.state is not None:
-            self.state = tuple(s.detach() for s in self.state)
-
-    # Not a buffer: DistributedDataParallel would overwrite every rank's state with that of the first.
-    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> LanguageModel:
-        super()._apply(fn, recurse)
-        if self.state is not None:
-            self.state = tuple(fn(s) for s in self.state)
-        return self
-
     def extra_repr(self) -> str:
-        return f"dropout={self.dropout}, tied={self.decoder.weight is self.embedding.weight}"
+        return f"dropout={self.dropout}, locked={self.locked}, tied={self.decoder.weight is self.embedding.weight}"
 
 
 @contextmanager

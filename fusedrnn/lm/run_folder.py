@@ -25,7 +25,7 @@ import fusedrnn
 
 from .data import Vocabulary
 from .errors import RunFolderError
-from .model import Backend, LanguageModel
+from .model import Backend, StatefulModel
 from .recipe import Recipe
 
 _FORMAT = 2  # of checkpoint.pt: raised when an older program could no longer read it, or this one an older file
@@ -88,7 +88,7 @@ class Settings:
 class Checkpoint:
     """A trained model, what it takes to use it, and what it takes to train it on."""
 
-    model: LanguageModel
+    model: StatefulModel
     vocabulary: Vocabulary
     recipe: Recipe
     settings: Settings

@@ -15,12 +15,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
-from torch.optim.lr_scheduler import LambdaLR, LRScheduler, OneCycleLR
+from torch.optim.lr_scheduler import CosineAnnealingWarmRestarts, LambdaLR, LRScheduler, OneCycleLR
 
-from .data import Corpus
+from .data import Batch, Corpus
 from .distributed import ALONE, Processes, is_first_process, join_processes, local_device
 from .errors import DivergedError, ResumeWarning, RunFolderError, StateError
-from .model import Backend, LanguageModel, Output, evaluating
+from .model import Backend, Output, StatefulModel, evaluating
 from .recipe import Goal, Metric, Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
 from .run_folder import RunFolder, Settings
@@ -89,10 +89,17 @@ def stepwise(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int)
     return LambdaLR(optimizer, factor)
 
 
+def warm_restarts(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> CosineAnnealingWarmRestarts:
+    """The schedule of cosines that :class:`Recipe` describes, given the optimizer steps of an epoch."""
+    return CosineAnnealingWarmRestarts(optimizer, recipe.cycle * epoch_steps, recipe.cycle_factor)
+
+
 def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> LRScheduler:
     """The recipe's schedule, which is told of every optimizer step."""
     if recipe.schedule == "stepwise":
         return stepwise(optimizer, recipe, epoch_steps)
+    if recipe.schedule == "warm-restarts":
+        return warm_restarts(optimizer, recipe, epoch_steps)
     return one_cycle(optimizer, recipe, recipe.epochs * epoch_steps)
 
 
@@ -114,7 +121,7 @@ class Trainer:
         RecipeError: the rows of a batch cannot be split among the processes.
     """
 
-    def __init__(self, model: LanguageModel, corpus: Corpus, recipe: Recipe, processes: Processes = ALONE) -> None:
+    def __init__(self, model: StatefulModel, corpus: Corpus, recipe: Recipe, processes: Processes = ALONE) -> None:
         processes.require_rows(len(corpus.train[0][0]))
         self.model = model
         self.corpus = corpus
@@ -149,7 +156,7 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite. The parameters are those of before the call.
         """
-        output = self._read(inputs)
+        output = self._read(inputs, **({"targets": targets} if self.recipe.teacher_forcing else {}))
         logits = output.logits[:, -targets.shape[1] :]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         objective = (
@@ -170,10 +177,10 @@ class Trainer:
         self.steps += 1
         return mean
 
-    def _read(self, inputs: Tensor) -> Output:
+    def _read(self, inputs: Tensor, **options: Tensor) -> Output:
         if not self.recipe.stateful:
             self.model.reset()
-        return self._averaging(inputs) if self.model.training else self.model(inputs)
+        return self._averaging(inputs, **options) if self.model.training else self.model(inputs)
 
     def train_epoch(self, on_step: Callable[[int, float], None] | None = None) -> float:
         """Reads the training part once, from a zero state; or its rest, where an epoch was begun before.
@@ -194,7 +201,7 @@ class Trainer:
         batches = self.corpus.train
         while self.position < len(batches):
             start = time.perf_counter()
-            batch = batches[self.position]
+            batch = self._shortened(batches[self.position])
             loss = self.step(*self.processes.part(batch, self._device))
             self.position += 1
             self._loss_sum += loss
@@ -203,6 +210,14 @@ class Trainer:
                 on_step(batch[0].numel(), loss)
         self.position = 0
         return self._loss_sum / len(batches)
+
+    def _shortened(self, batch: Batch) -> Batch:
+        """What the curriculum lets this epoch read of a batch."""
+        if not self.recipe.curriculum:
+            return batch
+        inputs, targets = batch
+        length = self.recipe.length_of_epoch(len(self.history))
+        return inputs[:, :length], targets[:, :length]
 
     def validate(self) -> tuple[float, float]:
         """Reads the validation part once, from a zero state.
@@ -235,8 +250,8 @@ class Trainer:
         Raises:
             DivergedError: see :meth:`step`.
         """
-        tokens = len(self.corpus.train) * self.corpus.train[0][0].numel()
         while len(self.history) < self.recipe.epochs:
+            tokens = len(self.corpus.train) * self._shortened(self.corpus.train[0])[0].numel()
             train_loss = self.train_epoch(on_step)
             start = time.perf_counter()
             valid_loss, accuracy = self.validate()
@@ -373,13 +388,15 @@ class _Progress:
     def __init__(self, trainer: Trainer, quiet: bool) -> None:
         from tqdm import tqdm  # here, so that the package is of use without the extra [lm]
 
-        batches = trainer.corpus.train
-        tokens = batches[0][0].numel()
-        before = tokens * (len(batches) * len(trainer.history) + trainer.position)
+        recipe, batches = trainer.recipe, trainer.corpus.train
+        done = len(trainer.history)
+        # Of a batch, in each epoch.
+        tokens = [len(batches[0][0]) * recipe.length_of_epoch(epoch) for epoch in range(recipe.epochs)]
+        before = len(batches) * sum(tokens[:done]) + sum(tokens[done : done + 1]) * trainer.position
         # None: tqdm looks whether its output is a terminal.
         self._bar = tqdm(
-            desc=trainer.recipe.name,
-            total=tokens * len(batches) * trainer.recipe.epochs,
+            desc=recipe.name,
+            total=len(batches) * sum(tokens),
             initial=before,
             unit="token",
             unit_scale=True,
@@ -579,14 +596,14 @@ def _run(trainer: Trainer, folder: RunFolder, settings: Settings, saved: int | N
 
 
 def _summarize(history: list[EpochMetrics], recipe: Recipe, settings: Settings) -> Summary:
+    lengths = [recipe.length_of_epoch(epoch) for epoch in range(len(history))]  # as the tokens that each has read
     return Summary(
         recipe=recipe.name,
         metric=recipe.metric,
         value=getattr(history[-1], recipe.metric),
         target=recipe.target,
         seconds=sum(metrics.seconds for metrics in history),
-        # Every epoch reads as many tokens, so that the total rate is the harmonic mean.
-        tokens_per_second=len(history) / sum(1 / metrics.tokens_per_second for metrics in history),
+        tokens_per_second=sum(lengths) / sum(n / m.tokens_per_second for n, m in zip(lengths, history, strict=True)),
         backend=settings.backend,
         seed=settings.seed,
         epochs=len(history),

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 from torch.compiler import is_compiling
+from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
@@ -24,14 +25,21 @@ class _Layers(NotScriptable, nn.RNNBase):
     """What the three share: the forward pass, once the states are a tuple."""
 
     _wrong_dimensions = "{}: Expected input to be 2D or 3D, got {}D instead"
+    weight_drop = 0.0  # of modules pickled by an earlier version, or made from nn.* ones
 
-    def __init__(self, *args: Any, recompute: bool = False, **kwargs: Any) -> None:
+    def __init__(self, *args: Any, recompute: bool = False, weight_drop: float = 0.0, **kwargs: Any) -> None:
         super().__init__(*args, **kwargs)
         self.recompute = recompute
+        self.weight_drop = weight_drop
+        if not 0 <= weight_drop <= 1:
+            raise ValueError(f"weight_drop: expected a probability, from 0 to 1, got {weight_drop}")
 
     def __setstate__(self, state: dict[str, Any]) -> None:
         super().__setstate__(state)
         self.__dict__.setdefault("recompute", False)  # pickled by an earlier version
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + (f", weight_drop={self.weight_drop}" if self.weight_drop else "")
 
     def flatten_parameters(self) -> None:
         """Does nothing: the kernels take the parameters where they are. Kept for code written for nn.*."""
@@ -43,6 +51,15 @@ class _Layers(NotScriptable, nn.RNNBase):
             return itemgetter(*names)(parameters)  # the lookup of a module's attribute is slow
         except KeyError:
             return [getattr(self, name) for name in names]
+
+    def _dropped(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
+        """The weights of one call: the parameters, and in training copies of the recurrent ones with zeros."""
+        if not (self.weight_drop and self.training):
+            return weights
+        return [
+            F.dropout(weight, self.weight_drop) if name.startswith("weight_hh") else weight
+            for name, weight in zip(self._flat_weights_names, weights, strict=True)
+        ]
 
     def check_input(self, input: Tensor, batch_sizes: Tensor | None) -> None:
         # The base class looks at a list of weights that functional_call does not replace.
@@ -146,7 +163,7 @@ class _Layers(NotScriptable, nn.RNNBase):
                 cell,
                 input,
                 states,
-                self._weights(),
+                self._dropped(self._weights()),
                 embedding,
                 self.num_layers,
                 self.bidirectional,
@@ -196,6 +213,9 @@ class LSTM(_Layers):
         proj_size: P, 0 for none: h is projected to P units, with parameters weight_hr_l*, as in nn.LSTM; c keeps H. It
             has no kernel, but loops over the steps in plain PyTorch, as nn.LSTM does, and without recompute.
         recompute: keep no gates for backward, which computes them again: less memory, more time.
+        weight_drop: the probability of zeroing each element of the recurrent matrices ``[4H, H]`` while training, and
+            of scaling the others by 1 / (1 - weight_drop): DropConnect (Wan et al. 2013) as in Merity et al. (2017),
+            section 2. One draw holds for all steps and rows of a call; parameters and state_dict stay as they are.
 
     ``forward(input, hx=None, *, embedding=None)`` takes ``[T, B, I]`` (``[B, T, I]`` with batch_first, or unbatched
     ``[T, I]``) and ``(h_0, c_0)`` of ``[L*D, B, H]`` (unbatched ``[L*D, H]``), zeros if None, and returns
@@ -217,7 +237,7 @@ class LSTM(_Layers):
 
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights; detach_every below 1
-            or with bidirectional.
+            or with bidirectional; weight_drop outside of 0 to 1.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
         NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA, or with proj_size: PackedSequence,
             any of the options beyond nn.LSTM but embedding.

@@ -22,7 +22,8 @@ def invoke(*arguments: object) -> Result:
 def test_recipes_names_target_figure_and_source_of_each() -> None:
     output = invoke("recipes").output
     for recipe in RECIPES.values():
-        for text in (recipe.name, f"{recipe.target:g}", recipe.measured, recipe.source):
+        target = "target none" if recipe.target is None else f"{recipe.target:g}"
+        for text in (recipe.name, target, recipe.measured, recipe.source):
             assert text and text in output
     assert "hn-gru: accuracy, target at least 0.95\n" in output
     assert "nietzsche-rnn: valid_loss, target at most 1.473\n" in output

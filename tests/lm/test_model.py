@@ -175,6 +175,65 @@ def test_backends_share_parameters_results_and_dropout_masks(cell: str) -> None:
             torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
 
 
+@pytest.mark.parametrize("locked", [False, True])
+@each_cell
+def test_backends_drop_alike_between_layers_in_the_input_and_in_the_weights(cell: str, locked: bool) -> None:
+    tokens = text(4, 7)
+    options = {"dropout": 0.4, "layer_dropout": 0.3, "embedding_dropout": 0.2, "locked": locked}
+    for weight_drop, backends in ((0.0, BACKENDS), (0.5, ("fused", "reference"))):
+        results = []
+        for backend in backends:
+            model = make(cell, backend=backend, weight_drop=weight_drop, **options)
+            logits = [model(tokens).logits, model(tokens).logits]
+            sum(t.sin().sum() for t in logits).backward()
+            results.append([*logits, *(p.grad for p in model.parameters())])
+        for others in results[1:]:
+            for a, b in zip(others, results[0], strict=True):
+                torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@each_cell
+def test_layers_with_locked_dropout_between_them_are_the_same_layers_in_evaluation(cell: str) -> None:
+    tokens = text(4, 7)
+    plain = make(cell).eval()
+    locked = make(cell, layer_dropout=0.5, locked=True).eval()
+    assert list(locked.rnn.state_dict()) != list(plain.rnn.state_dict())
+    for _ in range(2):  # the second time from a carried state
+        torch.testing.assert_close(locked(tokens).logits, plain(tokens).logits, rtol=1e-12, atol=1e-14)
+    for a, b in zip(locked.state, plain.state, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-12, atol=1e-14)
+
+
+@pytest.mark.parametrize("locked", [False, True])
+@each_cell
+def test_gradients_of_detach_every_are_those_of_detached_windows(cell: str, locked: bool) -> None:
+    tokens, results = text(4, 7), []
+    options = {"layer_dropout": 1e-12, "locked": True} if locked else {}
+    for every, windows in ((3, [7]), (None, [3, 3, 1])):
+        model = make(cell, detach_every=every, **options)
+        logits = []
+        for part in tokens.split(windows, 1):
+            logits.append(model(part).logits)
+            model.detach()
+        torch.cat(logits, 1).sin().sum().backward()
+        results.append([p.grad for p in model.parameters()])
+    for a, b in zip(*results, strict=True):
+        torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+def test_locked_dropout_of_the_output_holds_for_all_tokens_of_a_call() -> None:
+    model = make(dropout=0.5, locked=True)
+    first, second = ((model(text(6, 9)).dropped != 0) for _ in range(2))
+    assert torch.equal(first, first[:, :1].expand_as(first))
+    assert not torch.equal(first, second)
+
+
+def test_the_decoder_of_a_tied_model_reads_the_embedding_without_dropout() -> None:
+    model = make(embedding_dropout=0.99, tied=True)
+    output = model(text())
+    torch.testing.assert_close(output.logits, output.dropped @ model.embedding.weight.T + model.decoder.bias)
+
+
 def test_dropout_zeroes_some_activations_and_rescales_the_others() -> None:
     model = make(dropout=0.25)
     output = model(text(20, 20))
@@ -281,6 +340,10 @@ def test_evaluating_restores_the_mode_after_an_error_too(training: bool) -> None
             {"shared_matrix": True, "cell": "rnn_relu", "hidden_size": 7},
             "shared_matrix: embedding_size and hidden_size must agree, got 6 and 7",
         ),
+        ({"layer_dropout": 0.5}, "layer_dropout: it is applied between layers, and there is one"),
+        ({"weight_drop": 0.5, "backend": "nn"}, "weight_drop: torch.nn has none, expected the backend fused or"),
+        ({"weight_drop": 0.5, "unroll": "cell"}, "unroll: 'cell' serves none of layer_dropout, weight_drop and"),
+        ({"detach_every": 3, "backend": "nn"}, "detach_every: expected the backend fused, got 'nn'"),
         ({"tied": True, "hidden_size": 7}, "embedding_size and hidden_size must agree, got 6 and 7"),
     ],
 )

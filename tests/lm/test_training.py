@@ -3,6 +3,7 @@ from __future__ import annotations
 import dataclasses
 import io
 import json
+import math
 from pathlib import Path
 
 import pytest
@@ -169,6 +170,36 @@ def test_the_stepwise_schedule_changes_the_rate_after_whole_epochs_and_keeps_the
     assert momenta == {0.9}
 
 
+def test_warm_restarts_fall_along_cosines_of_growing_length_and_keep_the_momentum(
+    small_recipe: Recipe, small_corpus: Corpus
+) -> None:
+    recipe = dataclasses.replace(
+        small_recipe,
+        epochs=13,
+        schedule="warm-restarts",
+        learning_rate=1e-2,
+        cycle=1,
+        cycle_factor=3,
+        momentum=(0.9, 0.9),
+    )
+    run = trainer(recipe, small_corpus)
+    steps = len(small_corpus.train)
+    rates, momenta = [], set()
+    for _ in range(13 * steps):
+        rates.append(run.optimizer.param_groups[0]["lr"])
+        momenta.add(run.optimizer.param_groups[0]["betas"][0])
+        run.optimizer.step()
+        run.schedule.step()
+    # Loshchilov and Hutter 2017, equation 5, over 1, 3 and 9 epochs.
+    expected = [
+        0.5e-2 * (1 + math.cos(math.pi * step / length))
+        for length in (steps, 3 * steps, 9 * steps)
+        for step in range(length)
+    ]
+    assert rates == pytest.approx(expected, rel=1e-9, abs=1e-12)
+    assert momenta == {0.9}
+
+
 def test_a_stepwise_schedule_without_decay_is_plain_adam(small_recipe: Recipe, small_corpus: Corpus) -> None:
     recipe = dataclasses.replace(
         small_recipe,
@@ -191,11 +222,15 @@ def test_a_stepwise_schedule_without_decay_is_plain_adam(small_recipe: Recipe, s
         assert run.step(inputs, targets) == pytest.approx(loss.item(), rel=1e-9)
 
 
-@pytest.mark.parametrize("name", ["nietzsche-rnn", "nietzsche-rnn-cell", "nietzsche-gru"])
+@pytest.mark.parametrize("name", ["nietzsche-rnn", "nietzsche-rnn-cell", "nietzsche-gru", "nietzsche-lstm"])
 def test_a_recipe_of_characters_trains_on_a_text_of_its_own(name: str, tmp_path: Path) -> None:
     path = tmp_path / "numbers.txt"
     path.write_bytes("\n".join(f"{n} M\u00e4nner sangen {n % 7} Lieder" for n in range(1500)).encode("latin-1"))
-    recipe = dataclasses.replace(RECIPES[name], data=str(path), epochs=2, rates=((1, 1e-4),))
+    recipe = RECIPES[name]
+    rates = ((1, 1e-4),) if recipe.rates else ()
+    recipe = dataclasses.replace(
+        recipe, data=str(path), epochs=2, rates=rates, hidden_size=min(recipe.hidden_size, 256)
+    )
     summary = train(recipe, tmp_path / "run", quiet=True)
     lines = [json.loads(line) for line in (tmp_path / "run/metrics.jsonl").read_text().splitlines()]
     assert (summary.metric, summary.value) == ("valid_loss", lines[-1]["valid_loss"])
