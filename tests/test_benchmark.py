@@ -187,7 +187,7 @@ def test_errors_are_those_of_float32() -> None:
 
 def test_programs_are_compared_end_to_end(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(end_to_end, "_LENGTH", 2)
-    monkeypatch.setattr("fusedrnn.lm.training.Trainer.train_epoch", lambda self: sum(range(10_000)))
+    monkeypatch.setattr("fusedrnn.lm.trainer.Trainer.train_epoch", lambda self: sum(range(10_000)))
     rows = list(end_to_end.run(subjects.Plan(("gru", "rnn_tanh"), (), (1,), 0, least=2)))
     assert [(r.cell, r.task) for r in rows] == [("gru", "train hn-gru"), ("gru", "generate"), ("rnn_tanh", "generate")]
     assert [r.tokens for r in rows][1:] == [2, 2]

@@ -12,7 +12,7 @@ from ..lm.generation import generate
 from ..lm.model import Backend, LanguageModel
 from ..lm.recipe import Recipe
 from ..lm.recipes import RECIPES
-from ..lm.training import Trainer
+from ..lm.trainer import Trainer
 from .measure import Function, compare, threads
 from .subjects import Plan, Row, Shape
 

@@ -28,6 +28,7 @@ from .errors import (
 )
 from .feedback import FeedbackModel
 from .generation import generate
+from .metrics import EpochMetrics, Summary
 from .model import LanguageModel, Output, StatefulModel
 from .recipe import Recipe
 from .recipes import RECIPES, TEXT
@@ -39,7 +40,8 @@ from .regularization import (
 )
 from .run_folder import Checkpoint, RunFolder, Settings
 from .settings import override
-from .training import EpochMetrics, Summary, Trainer, resume, train
+from .trainer import Trainer
+from .training import resume, train
 
 __all__ = [
     "RECIPES",

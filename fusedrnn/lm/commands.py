@@ -19,6 +19,7 @@ from ..bench.command import bench
 from .distributed import is_first_process
 from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
+from .metrics import Summary
 from .model import Backend, LanguageModel
 from .recipe import PREFIX_SUMS, Goal, Recipe
 from .recipes import RECIPES, TEXT
@@ -26,7 +27,7 @@ from .report import draw, gather, markdown
 from .run_folder import RunFolder, write_atomically
 from .settings import override
 from .text import Level, join_tokens
-from .training import Summary, resume, train
+from .training import resume, train
 
 _SEED = click.IntRange(0, 2**63 - 1)
 

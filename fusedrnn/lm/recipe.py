@@ -44,7 +44,7 @@ class Recipe(Goal):
         name: what the command line calls it.
         source: where model, training and target come from, in a sentence or two.
         measured: what this package reached, and how it was measured.
-        metric: a field of :class:`~fusedrnn.lm.training.EpochMetrics`. Accuracy is better high, a loss low.
+        metric: a field of :class:`~fusedrnn.lm.metrics.EpochMetrics`. Accuracy is better high, a loss low.
         target: the value that the metric should reach in the last epoch; None where there is nothing to compare with.
         data: a key of :data:`~fusedrnn.lm.data.SOURCES`; "prefix-sums", whose answers are no next tokens
             (:func:`~fusedrnn.lm.data.prefix_sum_corpus`); or a text file: its path, or its name in the folder

@@ -18,11 +18,11 @@ from typing import Any, NamedTuple
 
 from .data import SOURCES
 from .errors import RunFolderError
+from .metrics import Summary
 from .recipe import Recipe
 from .recipes import RECIPES, TEXT
 from .run_folder import RunFolder, Settings, write_atomically
 from .settings import differences
-from .training import Summary
 
 _COLORS = {"fused": "#3b6fb6", "nn": "#e08a2e", "reference": "#4f9d69"}
 _TITLES = {"fused": "fusedrnn", "nn": "nn.*", "reference": "reference"}

@@ -12,7 +12,7 @@ from torch import nn
 from torch.nn import functional as F
 
 from fusedrnn.lm import RECIPES, Corpus, DivergedError, Recipe, Trainer, make_corpus, train
-from fusedrnn.lm.training import one_cycle
+from fusedrnn.lm.optimization import one_cycle
 
 
 def trainer(recipe: Recipe, corpus: Corpus, *, backend="fused", seed: int = 0) -> Trainer:
