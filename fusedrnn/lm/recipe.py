@@ -82,6 +82,8 @@ class Recipe(Goal):
         beta2, eps: AdamW's.
         weight_decay: decoupled from the gradient, times the learning rate, on every parameter.
         clip: the largest norm that the gradient may have, None for any.
+        clip_value: the largest absolute value that each of its elements may have, None for any. Where both are given,
+            the elements are clipped first.
 
     Raises:
         RecipeError: a field has a value that it cannot have, or one that another field would have ignored.
@@ -139,6 +141,7 @@ class Recipe(Goal):
     eps: float = 1e-8
     weight_decay: float = 0.01
     clip: float | None = None
+    clip_value: float | None = None
 
     def __post_init__(self) -> None:
         for name, values in _choices().items():
@@ -149,8 +152,10 @@ class Recipe(Goal):
                 value = getattr(self, name)
                 if not all(holds(number) for number in (value if isinstance(value, tuple) else (value,))):
                     raise RecipeError(f"{name}: expected {expected}, got {value}")
-        if self.clip is not None and not self.clip > 0:
-            raise RecipeError(f"clip: expected more than 0, or None, got {self.clip}")
+        for name in ("clip", "clip_value"):
+            limit = getattr(self, name)
+            if limit is not None and not limit > 0:
+                raise RecipeError(f"{name}: expected more than 0, or None, got {limit}")
         if self.data in SOURCES or self.data == PREFIX_SUMS:
             self._require_defaults(f"the data {self.data}", "level encoding lower min_freq data_url")
         self._check_generated()

@@ -6,7 +6,7 @@ import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping
-from dataclasses import asdict
+from dataclasses import MISSING, asdict, fields
 from functools import cached_property
 from typing import Any
 
@@ -89,6 +89,8 @@ class Trainer:
         _require_finite(mean_objective, f"training loss at step {self.steps + 1}")
         self.optimizer.zero_grad()
         objective.backward()
+        if self.recipe.clip_value is not None:
+            nn.utils.clip_grad_value_(self.model.parameters(), self.recipe.clip_value)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
         self.optimizer.step()
@@ -241,7 +243,8 @@ class Trainer:
     def _require_match(self, state: Mapping[str, Any]) -> None:
         if lacks := [key for key in _STATE if key not in state]:
             raise StateError(f"no state of a trainer: it lacks {', '.join(lacks)}")
-        mine, given = asdict(self.recipe), state["recipe"]
+        defaults = {field.name: field.default for field in fields(Recipe) if field.default is not MISSING}
+        mine, given = asdict(self.recipe), defaults | state["recipe"]  # fields are newer than some states
         for field in sorted(mine.keys() | given.keys()):
             there, here = given.get(field), mine.get(field)
             if field not in _PROSE and there != here:

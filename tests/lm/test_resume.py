@@ -170,6 +170,15 @@ def test_a_state_that_does_not_fit_is_refused_and_changes_nothing(change, messag
     assert bits(trainer.state_dict()) == before
 
 
+def test_a_state_of_before_a_field_was_added_goes_on() -> None:
+    state = trained(new_trainer(), at=7)
+    for field in ("weight_drop", "detach_every", "clip_value"):
+        del state["recipe"][field]
+    new_trainer().load_state_dict(state)
+    with pytest.raises(StateError, match=r"another recipe: weight_drop is 0\.0 there, 0\.5 here"):
+        new_trainer(dataclasses.replace(RECIPE, weight_drop=0.5)).load_state_dict(state)
+
+
 def test_a_recipe_may_be_described_in_other_words() -> None:
     state = trained(new_trainer(), at=7)
     new_trainer(dataclasses.replace(RECIPE, measured="better", target=0.99)).load_state_dict(state)

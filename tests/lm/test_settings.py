@@ -23,6 +23,7 @@ RECIPE = RECIPES["hn-gru"]
         ("momentum=0.8,0.7", "momentum", (0.8, 0.7)),
         ("clip=0.5", "clip", 0.5),
         ("clip=none", "clip", None),
+        ("clip_value=0.1", "clip_value", 0.1),
         ("target=none", "target", None),
         ("source=a=b", "source", "a=b"),
     ],
@@ -66,6 +67,7 @@ def test_settings_apply_together_so_that_only_the_result_must_be_valid() -> None
         (["weight_decay=-1"], "weight_decay: expected a finite number from 0 on, got -1.0"),
         (["pct_start=1.1"], "pct_start: expected 0 to 1, got 1.1"),
         (["clip=0"], "clip: expected more than 0, or None, got 0.0"),
+        (["clip_value=-1"], "clip_value: expected more than 0, or None, got -1.0"),
     ],
 )
 def test_mistakes_are_named_with_what_would_be_right(settings: list[str], message: str) -> None:
