@@ -42,11 +42,13 @@ from .run_folder import Checkpoint, RunFolder, Settings
 from .settings import override
 from .trainer import Trainer
 from .training import resume, train
+from .truncation import Carried, truncated_bptt
 
 __all__ = [
     "RECIPES",
     "TEXT",
     "Batch",
+    "Carried",
     "Checkpoint",
     "Corpus",
     "DataError",
@@ -82,4 +84,5 @@ __all__ = [
     "resume",
     "temporal_activation_regularization",
     "train",
+    "truncated_bptt",
 ]

@@ -16,6 +16,7 @@ from fusedrnn import reference
 
 from .regularization import embedding_dropout, locked_dropout
 from .stack import LockedStack
+from .truncation import Carried, truncated_bptt
 from .unrolling import Step, literally, looped, run_steps
 
 Cell = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
@@ -122,12 +123,15 @@ class StatefulModel(nn.Module):
     The first call, and one with another number of rows than the last, starts from the beginning. :attr:`state` holds
     the current state, or None: a tuple of tensors whose dimension 1 is the rows. It follows the model across devices
     and dtypes and is no part of the state_dict. Gradients flow through it until :meth:`detach`: truncated
-    back-propagation through time is a forward, a backward and a ``detach()`` for each batch.
+    back-propagation through time is a forward, a backward and a ``detach()`` for each batch. With ``back=k2`` gradients
+    reach further than the tokens of a call, see :func:`~fusedrnn.lm.truncated_bptt`: :attr:`earlier` then holds the
+    tokens ``[B, N]`` that the next call reads again, and :attr:`state` the state before them, without its gradient.
     """
 
     def __init__(self) -> None:
         super().__init__()
         self.state: State | None = None
+        self.earlier: Tensor | None = None
 
     def run(self, tokens: Tensor, state: State | None = None, **options: Any) -> tuple[Output, State]:
         """Reads tokens, int64 ``[B, T]``, from a given state, or from the beginning, and leaves :attr:`state` as it is.
@@ -137,16 +141,36 @@ class StatefulModel(nn.Module):
         """
         raise NotImplementedError
 
-    def forward(self, tokens: Tensor, **options: Any) -> Output:
-        """Reads tokens ``[B, T]`` (int64) from :attr:`state`, which it then replaces; options are those of run."""
-        if self.state is not None and self.state[0].shape[1] != tokens.shape[0]:
+    def forward(self, tokens: Tensor, *, back: int | None = None, **options: Any) -> Output:
+        """Reads tokens from :attr:`state`, which it then replaces.
+
+        Args:
+            tokens: int64 ``[B, T]``.
+            back: how many tokens the gradients of this output reach back, at least T. None for those of this call and,
+                until :meth:`detach`, all before.
+            options: those of run.
+
+        Raises:
+            ValueError: back is too small, is left out in the middle of a text that was begun with it, or comes with
+                options of run.
+        """
+        rows = self.state[0].shape[1] if self.state is not None else len(tokens)
+        if rows != len(tokens) or (self.earlier is not None and len(self.earlier) != len(tokens)):
             self.reset()
-        output, self.state = self.run(tokens, self.state, **options)
+        if back is None:
+            if self.earlier is not None:
+                raise ValueError("back: the last call had it, expected it again, or a reset() before")
+            output, self.state = self.run(tokens, self.state, **options)
+            return output
+        if options:
+            raise ValueError(f"back: expected no other option, got {', '.join(options)}")
+        carried = Carried(self.earlier, self.state)
+        output, (self.earlier, self.state) = truncated_bptt(self.run, tokens, carried, back=back, dim=1)
         return output
 
     def reset(self) -> None:
         """Forgets the text: the next call starts from the beginning."""
-        self.state = None
+        self.state = self.earlier = None
 
     def detach(self) -> None:
         """Keeps the state and cuts its gradient: nothing flows back across this point."""
@@ -158,6 +182,8 @@ class StatefulModel(nn.Module):
         super()._apply(fn, recurse)
         if self.state is not None:
             self.state = tuple(fn(s) for s in self.state)
+        if self.earlier is not None:
+            self.earlier = fn(self.earlier)
         return self
 
 

@@ -54,7 +54,9 @@ class Recipe(Goal):
         level, encoding, lower, min_freq: how a text file is read: "char" or "word", its encoding, whether it is
             lower-cased, and how often a token must occur so as not to be "<unk>".
         batches, valid_length: of prefix sums: how many batches an epoch reads, and the length that validates.
-        sequence_length: tokens that a batch holds of each row, which is also how far gradients flow back.
+        sequence_length: tokens that a batch holds of each row, after which the optimizer steps: k1 of TBPTT(k1, k2).
+        backprop_length: k2, how many tokens gradients flow back, by :func:`~fusedrnn.lm.truncated_bptt`: loss and
+            penalties are of the new tokens alone. None for sequence_length.
         batch_size: rows. Where the recipe is stateful, each reads a stretch of the text of its own.
         curriculum: pairs of a number of epochs and of the tokens of each sequence that are read from then on, for the
             others to be left out (Bengio et al. 2009); the first number is 0. Empty for whole sequences.
@@ -104,6 +106,7 @@ class Recipe(Goal):
     batches: int = 0
     valid_length: int = 0
     sequence_length: int
+    backprop_length: int | None = None
     curriculum: tuple[tuple[int, int], ...] = ()
     batch_size: int
     stateful: bool = True
@@ -159,6 +162,7 @@ class Recipe(Goal):
         if self.data in SOURCES or self.data == PREFIX_SUMS:
             self._require_defaults(f"the data {self.data}", "level encoding lower min_freq data_url")
         self._check_generated()
+        self._check_truncation()
         self._check_feedback()
         for schedule, names in _OF_SCHEDULE.items():
             if schedule != self.schedule:
@@ -191,6 +195,18 @@ class Recipe(Goal):
             raise RecipeError(f"curriculum: expected lengths from 1 to {self.sequence_length}, got {self.curriculum}")
         if self.stateful or self.predict != "every":
             raise RecipeError("curriculum: it needs stateful false and predict every")
+
+    def _check_truncation(self) -> None:
+        if self.backprop_length is None:
+            return
+        if self.backprop_length < self.sequence_length:
+            raise RecipeError(
+                f"backprop_length: expected at least sequence_length ({self.sequence_length}), or None, got "
+                f"{self.backprop_length}"
+            )
+        if not self.stateful:
+            raise RecipeError("backprop_length: it needs stateful true, leave it at None")
+        self._require_defaults("training with backprop_length", "detach_every teacher_forcing")
 
     def _check_feedback(self) -> None:
         if self.cell != "feedback":

@@ -76,7 +76,10 @@ class Trainer:
         Raises:
             DivergedError: the loss is not finite. The parameters are those of before the call.
         """
-        output = self._read(inputs, **({"targets": targets} if self.recipe.teacher_forcing else {}))
+        options: dict[str, Any] = {"targets": targets} if self.recipe.teacher_forcing else {}
+        if self.recipe.backprop_length is not None:
+            options["back"] = self.recipe.backprop_length
+        output = self._read(inputs, **options)
         logits = output.logits[:, -targets.shape[1] :]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
         objective = (
@@ -99,7 +102,7 @@ class Trainer:
         self.steps += 1
         return mean
 
-    def _read(self, inputs: Tensor, **options: Tensor) -> Output:
+    def _read(self, inputs: Tensor, **options: Any) -> Output:
         if not self.recipe.stateful:
             self.model.reset()
         return self._averaging(inputs, **options) if self.model.training else self.model(inputs)
@@ -192,13 +195,15 @@ class Trainer:
         - ``recipe``: a dict of its fields; ``vocabulary``: the tokens; ``text``: :meth:`Corpus.digest`. They are
           there to be compared.
         - ``model``, ``optimizer``, ``schedule``: their own state_dicts.
-        - ``hidden``: the model's carried state, a list of tensors, or None.
+        - ``hidden``: the model's carried state, a list of tensors, or None. ``earlier``: the same of the tokens that
+          the next step reads again, ``[N, B]``.
         - ``generators``: states of torch's global generators, by device: the CPU's, and that of the model's device;
           those of a process but the first are marked with its number.
         - ``steps``, ``position``: as the attributes of these names.
         - ``loss_sum``, ``seconds``: of the batches that the current epoch has read.
         - ``history``: for each epoch that is over, a dict of :class:`EpochMetrics`.
         """
+        earlier = self.model.earlier
         return {
             "recipe": asdict(self.recipe),
             "vocabulary": list(self.corpus.vocabulary.tokens),
@@ -207,6 +212,7 @@ class Trainer:
             "optimizer": self.optimizer.state_dict(),
             "schedule": self.schedule.state_dict(),
             "hidden": self.processes.join_rows(self.model.state),
+            "earlier": self.processes.join_rows(None if earlier is None else (earlier.t().contiguous(),)),
             "generators": self.processes.join({str(g.device): g.get_state() for g in self._generators()}),
             "steps": self.steps,
             "position": self.position,
@@ -232,6 +238,8 @@ class Trainer:
         self.schedule.load_state_dict(copy.deepcopy(state["schedule"]))
         self.model.load_state_dict(state["model"])
         self.model.state = self.processes.split_rows(state["hidden"], self._device)
+        earlier = self.processes.split_rows(state.get("earlier"), self._device)  # older states have none
+        self.model.earlier = None if earlier is None else earlier[0].t()
         for generator in self._generators():
             found = self.processes.find(state["generators"], str(generator.device))
             if found is not None:

@@ -188,7 +188,7 @@ def test_a_reader_that_goes_away_gets_no_message(run_folder: Path) -> None:
         (("generate", "{run}", "--prompt", "  "), 2, "empty: give at least one word"),
         (("generate", "{run}", "--prompt", "one", "--top-p", "0"), 2, "0 is not in the range 0<x<=1"),
         (("train", "hn-gru", "--seed", "1", "--seeds", "2"), 2, "--seed and --seeds exclude each other"),
-        (("train", "hn-gru", "--set", "hiden_size=3"), 1, "no field 'hiden_size': expected one of ar, batch_size,"),
+        (("train", "hn-gru", "--set", "hiden_size=3"), 1, "no field 'hiden_size': expected one of ar, backprop_"),
         (("train", "hn-gru", "--set", "epochs=1", "--epochs", "2"), 1, "epochs is set twice"),
         (("train", "hn-gru", "--set", "tied=true", "--set", "hidden_size=3"), 1, "embedding_size and hidden_size must"),
         (("train", "hn-gru", "--level", "char"), 1, "level: the data human-numbers has no use for it"),

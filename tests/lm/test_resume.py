@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import dataclasses
 import io
+import itertools
 import os
 import resource
 import subprocess
@@ -93,10 +94,19 @@ def contents(path: Path) -> dict[str, bytes]:
 # The trainer's state
 
 
-@pytest.mark.parametrize("backend", ["fused", "nn", "reference"])
-@pytest.mark.parametrize("cell", ["lstm", "gru", "rnn_tanh"])
-def test_a_trainer_goes_on_from_a_state_with_the_same_bits(cell, backend) -> None:
-    recipe = dataclasses.replace(RECIPE, cell=cell)
+BACK = {"backprop_length": 40}
+
+
+@pytest.mark.parametrize(
+    "changes, backend",
+    [
+        *itertools.product([{"cell": "lstm"}, {"cell": "gru"}, {"cell": "rnn_tanh"}], ["fused", "nn", "reference"]),
+        (BACK, "fused"),
+    ],
+    ids=str,
+)
+def test_a_trainer_goes_on_from_a_state_with_the_same_bits(changes, backend) -> None:
+    recipe = dataclasses.replace(RECIPE, **changes)
     expected = bits(trained(new_trainer(recipe, backend)))
     # In the middle of an epoch, and after its last step, before it is validated.
     for at in (7, STEPS):

@@ -49,7 +49,7 @@ def test_settings_apply_together_so_that_only_the_result_must_be_valid() -> None
     ("settings", "message"),
     [
         (["epochs"], "'epochs' is no setting: expected key=value"),
-        (["epoch=3"], "a recipe has no field 'epoch': expected one of ar, batch_size, batches, beta2, cell,"),
+        (["epoch=3"], "a recipe has no field 'epoch': expected one of ar, backprop_length, batch_size, batches,"),
         (["epochs=3", "epochs=4"], "epochs is set twice"),
         (["epochs=3.5"], "epochs: expected a whole number, got '3.5'"),
         (["epochs="], "epochs: expected a whole number, got ''"),
