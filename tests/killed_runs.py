@@ -137,10 +137,13 @@ def everywhere(folder: Path) -> None:
 def anytime(folder: Path) -> None:
     draw = random.Random(0)
     kills = 0
-    fork(lambda: train(RECIPE, folder / "whole", seed=1, quiet=True))
-    expected = result(folder / "whole")
-    for every in (1, 5, None):
-        run = partial(start_or_resume, folder / f"killed-{every}", RECIPE, every)
+    random_lengths = dataclasses.replace(RECIPE, length_deviation=2.0, length_halved=0.3)
+    back = dataclasses.replace(RECIPE, backprop_length=20)
+    for every, recipe in ((1, RECIPE), (5, random_lengths), (4, back), (None, RECIPE)):
+        whole = folder / f"whole-{every}"
+        fork(partial(train, recipe, whole, seed=1, quiet=True))
+        expected = result(whole)
+        run = partial(start_or_resume, folder / f"killed-{every}", recipe, every)
         # Ever longer, so that a run whose checkpoints are far apart ends too.
         for attempt in range(1000):
             if fork(run, draw.uniform(0, 0.02 * (attempt + 1))):

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 
 import torch
 from torch import nn
@@ -38,11 +39,11 @@ def one_cycle(optimizer: torch.optim.Optimizer, recipe: Recipe, steps: int) -> O
     )
 
 
-def stepwise(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> LambdaLR:
-    """The schedule of constant rates that :class:`Recipe` describes, given the optimizer steps of an epoch."""
+def stepwise(optimizer: torch.optim.Optimizer, recipe: Recipe, start: Callable[[int], int]) -> LambdaLR:
+    """The schedule of constant rates that :class:`Recipe` describes; start is that of :func:`make_schedule`."""
 
     def factor(step: int) -> float:
-        rates = [recipe.learning_rate, *(rate for epoch, rate in recipe.rates if step >= epoch * epoch_steps)]
+        rates = [recipe.learning_rate, *(rate for epoch, rate in recipe.rates if step >= start(epoch))]
         return rates[-1] / recipe.learning_rate
 
     return LambdaLR(optimizer, factor)
@@ -53,10 +54,28 @@ def warm_restarts(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps:
     return CosineAnnealingWarmRestarts(optimizer, recipe.cycle * epoch_steps, recipe.cycle_factor)
 
 
-def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, epoch_steps: int) -> LRScheduler:
-    """The recipe's schedule, which is told of every optimizer step."""
+def make_schedule(optimizer: torch.optim.Optimizer, recipe: Recipe, start: Callable[[int], int]) -> LRScheduler:
+    """The recipe's schedule, which is told of every optimizer step.
+
+    Args:
+        start: how many optimizer steps all epochs before the n-th take, counted from 0. It may be another function
+            later, for a schedule that loads the state of one that was made with it.
+    """
     if recipe.schedule == "stepwise":
-        return stepwise(optimizer, recipe, epoch_steps)
+        return stepwise(optimizer, recipe, start)
     if recipe.schedule == "warm-restarts":
-        return warm_restarts(optimizer, recipe, epoch_steps)
-    return one_cycle(optimizer, recipe, recipe.epochs * epoch_steps)
+        return warm_restarts(optimizer, recipe, start(1))
+    return one_cycle(optimizer, recipe, start(recipe.epochs))
+
+
+@contextmanager
+def scaled_rates(optimizer: torch.optim.Optimizer, factor: float) -> Iterator[None]:
+    """Multiplies the learning rates inside; afterwards they are what they were."""
+    rates = [group["lr"] for group in optimizer.param_groups]
+    for group in optimizer.param_groups:
+        group["lr"] *= factor
+    try:
+        yield
+    finally:
+        for group, rate in zip(optimizer.param_groups, rates, strict=True):
+            group["lr"] = rate

@@ -11,16 +11,15 @@ class Progress:
     def __init__(self, trainer: Trainer, quiet: bool) -> None:
         from tqdm import tqdm  # here, so that the package is of use without the extra [lm]
 
-        recipe, batches = trainer.recipe, trainer.corpus.train
+        recipe, windows = trainer.recipe, trainer.windows
         done = len(trainer.history)
-        # Of a batch, in each epoch.
-        tokens = [len(batches[0][0]) * recipe.length_of_epoch(epoch) for epoch in range(recipe.epochs)]
-        before = len(batches) * sum(tokens[:done]) + sum(tokens[done : done + 1]) * trainer.position
+        tokens = [windows.tokens(epoch) for epoch in range(recipe.epochs)]
+        begun = windows.tokens(done, trainer.position) if done < recipe.epochs else 0
         # None: tqdm looks whether its output is a terminal.
         self._bar = tqdm(
             desc=recipe.name,
-            total=len(batches) * sum(tokens),
-            initial=before,
+            total=sum(tokens),
+            initial=sum(tokens[:done]) + begun,
             unit="token",
             unit_scale=True,
             disable=True if quiet or not trainer.processes.first else None,

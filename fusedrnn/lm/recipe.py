@@ -58,6 +58,10 @@ class Recipe(Goal):
         backprop_length: k2, how many tokens gradients flow back, by :func:`~fusedrnn.lm.truncated_bptt`: loss and
             penalties are of the new tokens alone. None for sequence_length.
         batch_size: rows. Where the recipe is stateful, each reads a stretch of the text of its own.
+        length_deviation, length_halved: of windows of random lengths, see :class:`~fusedrnn.lm.windows.Windows`:
+            their standard deviation around sequence_length, and the probability that it is around half of that. The
+            learning rate of a step is scaled by its window's length over sequence_length. Zeros for no such windows;
+            Merity et al. (2017) take 5 and 0.05.
         curriculum: pairs of a number of epochs and of the tokens of each sequence that are read from then on, for the
             others to be left out (Bengio et al. 2009); the first number is 0. Empty for whole sequences.
         stateful: carry the state from batch to batch. Otherwise every sequence starts from zeros; generation carries
@@ -107,6 +111,8 @@ class Recipe(Goal):
     valid_length: int = 0
     sequence_length: int
     backprop_length: int | None = None
+    length_deviation: float = 0.0
+    length_halved: float = 0.0
     curriculum: tuple[tuple[int, int], ...] = ()
     batch_size: int
     stateful: bool = True
@@ -196,7 +202,19 @@ class Recipe(Goal):
         if self.stateful or self.predict != "every":
             raise RecipeError("curriculum: it needs stateful false and predict every")
 
+    @property
+    def random_lengths(self) -> bool:
+        """Whether the windows that training reads have random lengths."""
+        return bool(self.length_deviation or self.length_halved)
+
     def _check_truncation(self) -> None:
+        if self.random_lengths:
+            if not self.stateful or self.predict != "every" or self.schedule == "warm-restarts":
+                raise RecipeError(
+                    "length_deviation, length_halved: they need stateful true, predict every, and another schedule "
+                    "than warm-restarts, which counts epochs of one number of steps"
+                )
+            self._require_defaults("training with random lengths", "backprop_length")
         if self.backprop_length is None:
             return
         if self.backprop_length < self.sequence_length:
@@ -323,9 +341,9 @@ _RANGES: tuple[tuple[str, Callable[[float], bool], str], ...] = (
         "sequence_length batch_size embedding_size hidden_size num_layers epochs cycle cycle_factor min_freq",
     ),
     ("at least 0, below 1", lambda n: 0 <= n < 1, "dropout layer_dropout embedding_dropout weight_drop momentum beta2"),
-    ("0 to 1", lambda n: 0 <= n <= 1, "pct_start teacher_forcing"),
+    ("0 to 1", lambda n: 0 <= n <= 1, "pct_start teacher_forcing length_halved"),
     ("at least 0", lambda n: n >= 0, "batches valid_length"),
-    ("a finite number from 0 on", lambda n: 0 <= n < float("inf"), "ar tar weight_decay"),
+    ("a finite number from 0 on", lambda n: 0 <= n < float("inf"), "ar tar weight_decay length_deviation"),
     ("a finite number above 0", lambda n: 0 < n < float("inf"), "learning_rate div final_div eps"),
 )
 

@@ -14,14 +14,15 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .data import Batch, Corpus
+from .data import Corpus
 from .distributed import ALONE, Processes
 from .errors import DivergedError, StateError
 from .metrics import EpochMetrics
 from .model import Output, StatefulModel, evaluating
-from .optimization import make_optimizer, make_schedule
+from .optimization import make_optimizer, make_schedule, scaled_rates
 from .recipe import Recipe
 from .regularization import activation_regularization, temporal_activation_regularization
+from .windows import Windows
 
 _PROSE = ("source", "measured", "target")  # fields of a recipe that training does not read
 _STATE = (
@@ -42,6 +43,7 @@ class Trainer:
     Attributes:
         steps: how often the optimizer has stepped.
         position: batches of the training part that the current epoch has read.
+        windows: what is read in each epoch.
         history: of the epochs that are over, by :meth:`epochs`.
 
     Raises:
@@ -61,7 +63,9 @@ class Trainer:
         self._loss_sum = 0.0  # of the batches that the current epoch has read
         self._seconds = 0.0  # that their training took
         self.optimizer = make_optimizer(model.parameters(), recipe)
-        self.schedule = make_schedule(self.optimizer, recipe, len(corpus.train))
+        seed = int(torch.randint(2**31, ())) if recipe.random_lengths and processes.first else 0
+        self.windows = Windows(corpus.train, recipe, int(processes.sum(seed)[0]))
+        self.schedule = make_schedule(self.optimizer, recipe, lambda epoch: self.windows.start(epoch))
 
     def step(self, inputs: Tensor, targets: Tensor) -> float:
         """Trains on one batch, which continues the last one where the recipe is stateful.
@@ -96,7 +100,9 @@ class Trainer:
             nn.utils.clip_grad_value_(self.model.parameters(), self.recipe.clip_value)
         if self.recipe.clip is not None:
             nn.utils.clip_grad_norm_(self.model.parameters(), self.recipe.clip)
-        self.optimizer.step()
+        scale = inputs.shape[1] / self.windows.length if self.recipe.random_lengths else 1.0
+        with scaled_rates(self.optimizer, scale):
+            self.optimizer.step()
         self.schedule.step()
         self.model.detach()
         self.steps += 1
@@ -114,7 +120,7 @@ class Trainer:
             on_step: called after each batch with its number of tokens and its loss; may call :meth:`state_dict`.
 
         Returns:
-            the mean of the losses of all batches.
+            the mean of the losses of all batches, weighed by their lengths where these are random.
 
         Raises:
             DivergedError: see :meth:`step`.
@@ -123,26 +129,19 @@ class Trainer:
         if self.position == 0:
             self.model.reset()
             self._loss_sum = self._seconds = 0.0
-        batches = self.corpus.train
+        epoch = len(self.history)
+        batches, length = self.windows.of_epoch(epoch), self.windows.length_of_epoch(epoch)
         while self.position < len(batches):
             start = time.perf_counter()
-            batch = self._shortened(batches[self.position])
+            batch = batches[self.position]
             loss = self.step(*self.processes.part(batch, self._device))
             self.position += 1
-            self._loss_sum += loss
+            self._loss_sum += loss * (batch[0].shape[1] / length)
             self._seconds += time.perf_counter() - start
             if on_step:
                 on_step(batch[0].numel(), loss)
         self.position = 0
-        return self._loss_sum / len(batches)
-
-    def _shortened(self, batch: Batch) -> Batch:
-        """What the curriculum lets this epoch read of a batch."""
-        if not self.recipe.curriculum:
-            return batch
-        inputs, targets = batch
-        length = self.recipe.length_of_epoch(len(self.history))
-        return inputs[:, :length], targets[:, :length]
+        return self._loss_sum / len(self.corpus.train)
 
     def validate(self) -> tuple[float, float]:
         """Reads the validation part once, from a zero state.
@@ -176,7 +175,7 @@ class Trainer:
             DivergedError: see :meth:`step`.
         """
         while len(self.history) < self.recipe.epochs:
-            tokens = len(self.corpus.train) * self._shortened(self.corpus.train[0])[0].numel()
+            tokens = self.windows.tokens(len(self.history))
             train_loss = self.train_epoch(on_step)
             start = time.perf_counter()
             valid_loss, accuracy = self.validate()
@@ -200,6 +199,7 @@ class Trainer:
         - ``generators``: states of torch's global generators, by device: the CPU's, and that of the model's device;
           those of a process but the first are marked with its number.
         - ``steps``, ``position``: as the attributes of these names.
+        - ``lengths``: the seed of random lengths, 0 for none.
         - ``loss_sum``, ``seconds``: of the batches that the current epoch has read.
         - ``history``: for each epoch that is over, a dict of :class:`EpochMetrics`.
         """
@@ -214,6 +214,7 @@ class Trainer:
             "hidden": self.processes.join_rows(self.model.state),
             "earlier": self.processes.join_rows(None if earlier is None else (earlier.t().contiguous(),)),
             "generators": self.processes.join({str(g.device): g.get_state() for g in self._generators()}),
+            "lengths": self.windows.seed,
             "steps": self.steps,
             "position": self.position,
             "loss_sum": self._loss_sum,
@@ -244,6 +245,7 @@ class Trainer:
             found = self.processes.find(state["generators"], str(generator.device))
             if found is not None:
                 generator.set_state(found)
+        self.windows = Windows(self.corpus.train, self.recipe, state.get("lengths", 0))
         self.steps, self.position = state["steps"], state["position"]
         self._loss_sum, self._seconds = state["loss_sum"], state["seconds"]
         self.history = [EpochMetrics(**metrics) for metrics in state["history"]]

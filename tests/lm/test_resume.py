@@ -94,14 +94,11 @@ def contents(path: Path) -> dict[str, bytes]:
 # The trainer's state
 
 
-BACK = {"backprop_length": 40}
-
-
 @pytest.mark.parametrize(
     "changes, backend",
     [
         *itertools.product([{"cell": "lstm"}, {"cell": "gru"}, {"cell": "rnn_tanh"}], ["fused", "nn", "reference"]),
-        (BACK, "fused"),
+        ({"backprop_length": 40}, "fused"),
     ],
     ids=str,
 )
@@ -117,6 +114,23 @@ def test_a_trainer_goes_on_from_a_state_with_the_same_bits(changes, backend) -> 
         assert (other.steps, other.position) == (at, at)
         assert bits(other.state_dict()) == bits(state)
         assert bits(trained(other)) == expected
+
+
+@pytest.mark.parametrize("schedule", ["one-cycle", "stepwise"])
+def test_windows_of_random_lengths_go_on_with_the_same_bits(schedule) -> None:
+    changes = {"momentum": (0.9, 0.9), "rates": ((1, 1e-3), (2, 1e-4))} if schedule == "stepwise" else {}
+    recipe = dataclasses.replace(RECIPE, length_deviation=2.0, length_halved=0.3, schedule=schedule, **changes)
+    expected = trained(new_trainer(recipe))
+    trainer = new_trainer(recipe)
+    ends = [trainer.windows.start(epoch + 1) for epoch in range(recipe.epochs)]
+    assert expected["steps"] == ends[-1]
+    assert len({*ends, 0}) == 4 and ends != [STEPS, 2 * STEPS, 3 * STEPS]
+    for at in (0, 7, ends[0], ends[0] + 5, ends[2] - 1):
+        state = trained(new_trainer(recipe), at)
+        other = new_trainer(recipe, seed=99)
+        other.load_state_dict(state)
+        assert bits(other.state_dict()) == bits(state)
+        assert bits(trained(other)) == bits(expected)
 
 
 def test_a_state_between_epochs_goes_on_with_the_same_bits() -> None:
