@@ -77,7 +77,7 @@ def unfuse(model: Model) -> Model:
 
     Warns:
         UserWarning: names each fused module that is left as it is, and says why: a class that derives from
-            fusedrnn.LSTM and the like, a forward of its own, or weight_drop.
+            fusedrnn.LSTM and the like, a forward of its own, weight_drop, or reset_after=False.
     """
     left = []
     for name, module in list(model.named_modules()):
@@ -87,7 +87,7 @@ def unfuse(model: Model) -> Model:
         if reason := _class_of_its_own(module, fused) or _beyond_nn(module):
             left.append(f"{name or 'the model itself'} ({type(module).__name__}): {reason}")
             continue
-        for option in ("recompute", "weight_drop"):
+        for option in ("recompute", "weight_drop", "reset_after"):
             module.__dict__.pop(option, None)
         _change_class(module, PLAIN[fused])
         if isinstance(module, nn.RNNBase):
@@ -130,6 +130,8 @@ def _beyond_nn(module: nn.Module) -> str | None:
     """Why nn.* cannot do what a fused module does, or None where it can."""
     if getattr(module, "weight_drop", 0.0):
         return "it drops recurrent weights while it trains (weight_drop), which nn.* does not"
+    if not getattr(module, "reset_after", True):
+        return "its reset gate comes before the matrix product (reset_after=False), which that of nn.* does not"
     return None
 
 

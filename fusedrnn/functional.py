@@ -17,9 +17,10 @@ from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional as F
 
-from . import cuda, projection
+from . import cuda, projection, reference, reset_before
 from .autograd import FUNCTIONS, NO_MASKS, EagerFunction, reference_layer, results_of, run_below_autograd
 from .ops import FORWARD, SAVING, Masks
+from .reset_before import GRU_RESET_BEFORE
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
 
@@ -109,14 +110,21 @@ def gru(
     lengths: Tensor | None = None,
     resets: Tensor | None = None,
     detach_every: int | None = None,
+    reset_after: bool = True,
 ) -> tuple[Tensor, Tensor]:
     """Runs stacked GRU layers over a whole sequence (Cho et al. 2014, the reset gate after the matrix product).
 
     Arguments and errors as for :func:`lstm`, with one state h and 3H rows in each weight. Returns ``(y, h_n)``.
+
+    With reset_after=False the reset gate comes before the matrix product, n = tanh(W x + b + U (r * h) + b'), as Cho
+    et al. print it. There is no kernel for it: it loops over the steps in plain PyTorch
+    (:mod:`fusedrnn.reset_before`), and recompute, batch_sizes, lengths, resets and detach_every raise
+    NotImplementedError.
     """
     options = num_layers, bidirectional, batch_first, dropout if training else 0.0, recompute
     masks = masks_of(batch_sizes, lengths, resets, detach_every, bidirectional)
-    y, h_n = network("gru", input, None if hx is None else (hx,), weights, embedding, *options, masks)
+    cell = "gru" if reset_after else GRU_RESET_BEFORE
+    y, h_n = network(cell, input, None if hx is None else (hx,), weights, embedding, *options, masks)
     return y, h_n
 
 
@@ -177,12 +185,18 @@ def gru_cell(
     w_hh: Tensor,
     b_ih: Tensor | None = None,
     b_hh: Tensor | None = None,
+    *,
+    reset_after: bool = True,
 ) -> Tensor:
     """One GRU step. input ``[B, I]``, hx ``[B, H]`` or None; returns h' ``[B, H]``.
 
-    Errors as torch.gru_cell.
+    With reset_after=False as :func:`gru` has it, in plain PyTorch. Errors as torch.gru_cell.
     """
-    return _cell("gru", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    states, weights = None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh)
+    if reset_after:
+        return _cell("gru", input, states, weights)[0]
+    _check_cell(input, states, weights)
+    return reference.gru_reset_before_step(input, states or (input.new_zeros(len(input), w_hh.shape[1]),), *weights)[0]
 
 
 def rnn_tanh_cell(
@@ -290,7 +304,7 @@ def network(
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
-    if layers == 1 and not each % 2:
+    if layers == 1 and not each % 2 and cell != GRU_RESET_BEFORE:
         group = weights if len(weights) == 4 else (*weights, None, None)
         results = _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute, masks, return_states)
         return _with_cells(results, (results[-1],), batch_first) if return_states else results
@@ -326,10 +340,11 @@ def _stack(
     projected = each % 2  # w_hr comes last
     groups = [(*weights[i : i + each - projected], None, None)[:4] for i in range(0, len(weights), each)]
     projections = weights[each - 1 :: each] if projected else ()
-    if projected and (recompute or return_states or masks is not NO_MASKS):
+    without_kernel = projected or cell == GRU_RESET_BEFORE
+    if without_kernel and (recompute or return_states or masks is not NO_MASKS):
         raise NotImplementedError(
-            "fusedrnn does not serve recompute, PackedSequence, lengths, resets, detach_every and return_states for an "
-            "LSTM with a projection"
+            "fusedrnn does not serve recompute, PackedSequence, lengths, resets, detach_every and return_states for "
+            + ("an LSTM with a projection" if projected else "a GRU with the reset before the matrix product")
         )
     starts: list[States | None] = [None] * len(groups)
     if states is not None:
@@ -346,6 +361,8 @@ def _stack(
         for i in range(first, first + directions):
             if projected:
                 y, *end = projection.layer(x, starts[i], groups[i], projections[i], tokens, batch_first, i > first)
+            elif without_kernel:
+                y, *end = reset_before.layer(x, starts[i], groups[i], tokens, batch_first, i > first)
             else:
                 y, *end = _layer(
                     cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute, masks, with_cells

@@ -46,6 +46,22 @@ def gru_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b
     return (n + z * (h - n),)
 
 
+def gru_reset_before_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+    """One GRU step with the reset before the matrix product, as Cho et al. (2014) print it.
+
+    n = tanh(x_n + W_hn (r * h) + b_hn), and the rest of :func:`gru_step`. Returns ``(h',)``.
+    """
+    (h,) = states
+    H = h.shape[-1]
+    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    w_rz, w_n = w_hh.split((2 * H, H))
+    b_rz, b_n = (None, None) if b_hh is None else b_hh.split((2 * H, H))
+    h_r, h_z = F.linear(h, w_rz, b_rz).chunk(2, -1)
+    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    n = (x_n + F.linear(r * h, w_n, b_n)).tanh()
+    return (n + z * (h - n),)
+
+
 def rnn_tanh_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
     """One Elman step, h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Returns ``(h',)``."""
     return ((F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).tanh(),)
@@ -59,6 +75,7 @@ def rnn_relu_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=No
 STEPS: dict[str, Callable[..., States]] = {
     "lstm": lstm_step,
     "gru": gru_step,
+    "gru_reset_before": gru_reset_before_step,
     "rnn_tanh": rnn_tanh_step,
     "rnn_relu": rnn_relu_step,
 }
@@ -193,6 +210,7 @@ class _Reference(nn.RNNBase):
     def __init__(self, *args, weight_drop: float = 0.0, **kwargs):
         super().__init__(*args, **kwargs)
         self.weight_drop = weight_drop
+        self.cell = self.mode.lower()
 
     def forward(self, input: Tensor, hx=None):
         """Batched input ``[T, B, I]`` (``[B, T, I]`` with batch_first); returns what nn.LSTM, nn.GRU or nn.RNN does."""
@@ -205,7 +223,7 @@ class _Reference(nn.RNNBase):
         else:
             states = tuple(hx) if count == 2 else (hx,)
         y, out = network(
-            self.mode.lower(),
+            self.cell,
             input,
             states,
             [self._group(*group) for group in self.all_weights],
@@ -230,10 +248,12 @@ class LSTM(_Reference):
 
 
 class GRU(_Reference):
-    """nn.GRU's constructor and results, computed step by step."""
+    """nn.GRU's constructor and results, computed step by step; reset_after=False: the reset before the product."""
 
-    def __init__(self, *args, **kwargs):
+    def __init__(self, *args, reset_after: bool = True, **kwargs):
         super().__init__("GRU", *args, **kwargs)
+        if not reset_after:
+            self.cell = "gru_reset_before"
 
 
 class RNN(_Reference):

@@ -62,7 +62,7 @@ def test_dropout_draws_the_masks_of_nn(name, variant, batch_first):
     torch.testing.assert_close(ours(x), expected)
 
 
-@pytest.mark.parametrize("cell", list(reference.STEPS))
+@pytest.mark.parametrize("cell", sorted(reference.STEPS.keys() - {"gru_reset_before"}))  # which nn has not
 def test_a_step_agrees_with_the_cell_of_nn(cell):
     G = {"lstm": 4, "gru": 3}.get(cell, 1)
     x, h, c = (torch.randn(2, n, dtype=torch.float64) for n in (3, 5, 5))

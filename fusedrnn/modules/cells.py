@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from typing import Any
 
 import torch
@@ -86,7 +87,12 @@ class LSTMCell(_Cell):
 
 
 class GRUCell(_OneStateCell):
-    """A drop-in for :class:`torch.nn.GRUCell`; see :class:`LSTMCell`. One state, h."""
+    """A drop-in for :class:`torch.nn.GRUCell`; see :class:`LSTMCell`. One state, h.
+
+    reset_after, by name: as of :class:`fusedrnn.GRU`.
+    """
+
+    reset_after = True  # of modules pickled by an earlier version, or made from nn.* ones
 
     def __init__(
         self,
@@ -95,11 +101,17 @@ class GRUCell(_OneStateCell):
         bias: bool = True,
         device: torch.device | str | None = None,
         dtype: torch.dtype | None = None,
+        *,
+        reset_after: bool = True,
     ) -> None:
         super().__init__(input_size, hidden_size, bias, num_chunks=3, device=device, dtype=dtype)
+        self.reset_after = reset_after
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
     def _step(self) -> Any:
-        return functional.gru_cell
+        return functional.gru_cell if self.reset_after else partial(functional.gru_cell, reset_after=False)
 
 
 class RNNCell(_OneStateCell):

@@ -18,6 +18,7 @@ from torch.nn.utils.rnn import PackedSequence
 
 from .. import functional
 from ..ops import Masks
+from ..reset_before import GRU_RESET_BEFORE
 from .scripting import NotScriptable
 
 
@@ -269,12 +270,23 @@ class GRU(_Layers):
     """A drop-in for :class:`torch.nn.GRU`; see :class:`LSTM` for shapes, dtypes and errors.
 
     One state, h, and so no return_states.
+
+    reset_after, by name: False for the reset gate before the matrix product, n = tanh(W x + b + U (r * h) + b'), as Cho
+    et al. (2014) print it, where nn.GRU has n = tanh(W x + b + r * (U h + b')). Parameters have the same names and
+    shapes, and other values for the same function. It has no kernel, but loops over the steps in plain PyTorch:
+    recompute, PackedSequence and the options beyond nn.GRU but embedding and weight_drop raise NotImplementedError.
     """
 
-    def __init__(self, *args: Any, **kwargs: Any) -> None:
+    reset_after = True  # of modules pickled by an earlier version, or made from nn.* ones
+
+    def __init__(self, *args: Any, reset_after: bool = True, **kwargs: Any) -> None:
         if "proj_size" in kwargs:
             raise ValueError("proj_size argument is only supported for LSTM, not RNN or GRU")
         super().__init__("GRU", *args, **kwargs)
+        self.reset_after = reset_after
+
+    def extra_repr(self) -> str:
+        return super().extra_repr() + ("" if self.reset_after else ", reset_after=False")
 
     def forward(
         self,
@@ -287,7 +299,8 @@ class GRU(_Layers):
         detach_every: int | None = None,
     ) -> tuple[Any, Tensor]:
         states = None if hx is None else (hx,)
-        y, h_n = self._forward("gru", input, states, embedding, resets, lengths, detach_every)
+        cell = "gru" if self.reset_after else GRU_RESET_BEFORE
+        y, h_n = self._forward(cell, input, states, embedding, resets, lengths, detach_every)
         return y, h_n
 
 
