@@ -14,18 +14,26 @@ from torch.nn import functional as F
 import fusedrnn
 from fusedrnn import reference
 
+from . import plain
 from .regularization import embedding_dropout, locked_dropout
 from .stack import LockedStack
 from .truncation import Carried, truncated_bptt
 from .unrolling import Step, literally, looped, run_steps
 
-Cell = Literal["lstm", "gru", "rnn_tanh", "rnn_relu"]
+Cell = Literal["lstm", "gru", "gru_reset_before", "rnn_tanh", "rnn_relu"]
 Backend = Literal["fused", "nn", "reference"]
 Unroll = Literal["layer", "cell", "literal"]
 RecurrentInit = Literal["uniform", "orthogonal", "identity"]
 State = tuple[Tensor, ...]
 
 _LIBRARIES: dict[str, Any] = {"fused": fusedrnn, "nn": nn, "reference": reference}
+_LAYERS: dict[Cell, tuple[str, dict[str, Any]]] = {
+    "lstm": ("LSTM", {}),
+    "gru": ("GRU", {}),
+    "gru_reset_before": ("GRU", {"reset_after": False}),
+    "rnn_tanh": ("RNN", {"nonlinearity": "tanh"}),
+    "rnn_relu": ("RNN", {"nonlinearity": "relu"}),
+}
 _CELL_LIBRARIES: dict[str, Any] = {"fused": fusedrnn.functional, "nn": torch}
 
 
@@ -45,6 +53,8 @@ def _require_known(backend: Backend, cell: Cell) -> None:
         raise ValueError(f"backend: expected one of {get_args(Backend)}, got {backend!r}")
     if cell not in get_args(Cell):
         raise ValueError(f"cell: expected one of {get_args(Cell)}, got {cell!r}")
+    if cell == "gru_reset_before" and backend == "nn":
+        raise ValueError("cell: torch.nn has no gru_reset_before, expected the backend fused or reference")
 
 
 def recurrent_layers(
@@ -61,19 +71,17 @@ def recurrent_layers(
     """LSTM, GRU or RNN of fusedrnn, of torch.nn or of fusedrnn.reference: same parameters, same results.
 
     Raises:
-        ValueError: there is no such backend or cell, dropout where there is one layer, or weight_drop with the backend
-            nn.
+        ValueError: there is no such backend or cell, the backend has no such cell, or dropout where there is one layer.
     """
     _require_known(backend, cell)
     if dropout and num_layers == 1:
         raise ValueError("layer_dropout: it is applied between layers, and there is one")
-    if weight_drop and backend == "nn":
-        raise ValueError("weight_drop: torch.nn has none, expected the backend fused or reference")
-    name, _, nonlinearity = cell.partition("_")
-    options: dict[str, Any] = {"nonlinearity": nonlinearity} if nonlinearity else {}
+    name, options = _LAYERS[cell]
+    library = _LIBRARIES[backend]
     if weight_drop:
-        options["weight_drop"] = weight_drop
-    make = partial(getattr(_LIBRARIES[backend], name.upper()), hidden_size=hidden_size, **options)
+        options = {**options, "weight_drop": weight_drop}
+        library = plain if backend == "nn" else library
+    make = partial(getattr(library, name), hidden_size=hidden_size, **options)
     if locked and dropout:
         return LockedStack([make(hidden_size if layer else input_size) for layer in range(num_layers)], dropout)
     return make(input_size, num_layers=num_layers, dropout=dropout)
@@ -88,7 +96,11 @@ def cell_step(backend: Backend, cell: Cell) -> Step:
     _require_known(backend, cell)
     if backend == "reference":
         return reference.STEPS[cell]
-    function = getattr(_CELL_LIBRARIES[backend], f"{cell}_cell")
+    library: Any = _CELL_LIBRARIES[backend]
+    if cell == "gru_reset_before":
+        function = partial(library.gru_cell, reset_after=False)
+    else:
+        function = getattr(library, f"{cell}_cell")
     if cell == "lstm":
         return function
     return lambda x, states, *weights: (function(x, states[0], *weights),)
@@ -199,7 +211,7 @@ class LanguageModel(StatefulModel):
         embedding_size: features of a token.
         hidden_size: H, features of a state.
         num_layers: how many recurrent layers are stacked.
-        cell: "lstm", "gru", "rnn_tanh" or "rnn_relu".
+        cell: "lstm", "gru", "gru_reset_before" (see reset_after of :class:`fusedrnn.GRU`), "rnn_tanh" or "rnn_relu".
         dropout: the probability of zeroing an activation of the last layer before it is decoded.
         layer_dropout: the same for the other layers, before the next one reads it.
         locked: both have one mask for all steps of a call, see :func:`~fusedrnn.lm.regularization.locked_dropout`.
@@ -221,8 +233,8 @@ class LanguageModel(StatefulModel):
     Raises:
         ValueError: an argument has a value that is not listed, a tied model or one with a shared matrix has two
             different sizes, the cell of a shared matrix is no RNN, there is dropout between layers where there is one,
-            layer_dropout, weight_drop or detach_every where the steps are unrolled, weight_drop with the backend "nn",
-            or detach_every with another one than "fused".
+            layer_dropout, weight_drop or detach_every where the steps are unrolled, detach_every with another backend
+            than "fused", or the cell "gru_reset_before" with detach_every or the backend "nn".
     """
 
     def __init__(
@@ -264,6 +276,8 @@ class LanguageModel(StatefulModel):
             )
         if detach_every is not None and backend != "fused":
             raise ValueError(f"detach_every: expected the backend fused, got {backend!r}")
+        if detach_every is not None and cell == "gru_reset_before":
+            raise ValueError("detach_every: the cell gru_reset_before has no kernel that serves it")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.rnn = recurrent_layers(
             backend,

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import pickle
 from typing import Any
 
 import pytest
@@ -111,6 +112,19 @@ def test_detach_keeps_the_state() -> None:
     assert all(torch.equal(a, b) and a.grad_fn is None for a, b in zip(model.state, kept, strict=True))
 
 
+def test_a_gru_with_the_reset_before_its_product_is_served_in_every_way() -> None:
+    results = []
+    for backend, unroll in (("reference", "layer"), ("reference", "cell"), ("fused", "layer"), ("fused", "literal")):
+        model = make("gru_reset_before", backend=backend, unroll=unroll)
+        losses = [loss_of(model, text(seed=seed)) for seed in (1, 2)]
+        sum(losses).backward()
+        results.append([*losses, *gradients(model).values()])
+    for others in results[1:]:
+        for a, b in zip(others, results[0], strict=True):
+            torch.testing.assert_close(a, b, rtol=1e-11, atol=1e-13)
+    assert abs(results[0][0].item() - loss_of(make("gru"), text()).item()) > 1e-6
+
+
 @each_cell
 def test_reset_starts_from_zeros(cell: str) -> None:
     model, tokens = make(cell), text()
@@ -180,9 +194,9 @@ def test_backends_share_parameters_results_and_dropout_masks(cell: str) -> None:
 def test_backends_drop_alike_between_layers_in_the_input_and_in_the_weights(cell: str, locked: bool) -> None:
     tokens = text(4, 7)
     options = {"dropout": 0.4, "layer_dropout": 0.3, "embedding_dropout": 0.2, "locked": locked}
-    for weight_drop, backends in ((0.0, BACKENDS), (0.5, ("fused", "reference"))):
+    for weight_drop in (0.0, 0.5):
         results = []
-        for backend in backends:
+        for backend in BACKENDS:
             model = make(cell, backend=backend, weight_drop=weight_drop, **options)
             logits = [model(tokens).logits, model(tokens).logits]
             sum(t.sin().sum() for t in logits).backward()
@@ -190,6 +204,28 @@ def test_backends_drop_alike_between_layers_in_the_input_and_in_the_weights(cell
         for others in results[1:]:
             for a, b in zip(others, results[0], strict=True):
                 torch.testing.assert_close(a, b, rtol=1e-9, atol=1e-12)
+
+
+@pytest.mark.parametrize("copied", [copy.deepcopy, lambda m: pickle.loads(pickle.dumps(m))], ids=["deepcopy", "pickle"])
+@each_backend
+def test_a_copy_drops_as_its_original_does_and_from_its_own_weights(backend: str, copied: Any) -> None:
+    model, tokens = make(backend=backend, weight_drop=0.5), text(4, 7)
+    other = copied(model)
+    with torch.no_grad():
+        for parameter in other.parameters():
+            parameter *= 2
+    logits = []
+    for one in (other, make(backend=backend, weight_drop=0.5)):
+        one.load_state_dict(other.state_dict())
+        torch.manual_seed(5)
+        logits.append(one(tokens).logits)
+    assert torch.equal(*logits)
+    torch.manual_seed(5)
+    assert not torch.equal(model(tokens).logits, logits[0])
+    evaluated = make(backend=backend)
+    evaluated.load_state_dict(model.state_dict())
+    model.reset()
+    assert torch.equal(model.eval()(tokens).logits, evaluated.eval()(tokens).logits)
 
 
 @each_cell
@@ -341,9 +377,10 @@ def test_evaluating_restores_the_mode_after_an_error_too(training: bool) -> None
             "shared_matrix: embedding_size and hidden_size must agree, got 6 and 7",
         ),
         ({"layer_dropout": 0.5}, "layer_dropout: it is applied between layers, and there is one"),
-        ({"weight_drop": 0.5, "backend": "nn"}, "weight_drop: torch.nn has none, expected the backend fused or"),
         ({"weight_drop": 0.5, "unroll": "cell"}, "unroll: 'cell' serves none of layer_dropout, weight_drop and"),
         ({"detach_every": 3, "backend": "nn"}, "detach_every: expected the backend fused, got 'nn'"),
+        ({"cell": "gru_reset_before", "backend": "nn"}, "cell: torch.nn has no gru_reset_before, expected the backend"),
+        ({"cell": "gru_reset_before", "detach_every": 3}, "detach_every: the cell gru_reset_before has no kernel that"),
         ({"tied": True, "hidden_size": 7}, "embedding_size and hidden_size must agree, got 6 and 7"),
     ],
 )
