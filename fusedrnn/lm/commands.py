@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-import statistics
+import json
 import warnings
 from functools import partial
 from itertools import chain
@@ -19,7 +19,7 @@ from ..bench.command import bench
 from .distributed import is_first_process
 from .errors import LanguageModelError, ResumeWarning
 from .generation import generate
-from .metrics import Summary
+from .metrics import Spread, Summary
 from .model import Backend, LanguageModel
 from .recipe import PREFIX_SUMS, Goal, Recipe
 from .recipes import RECIPES, TEXT
@@ -86,7 +86,10 @@ class _RecipeOrText(click.ParamType):
 @click.option("--backend", type=click.Choice(get_args(Backend)), default="fused", show_default=True)
 @click.option("--seed", type=_SEED, help="[default: 0]")
 @click.option(
-    "--seeds", type=click.IntRange(1), help="Train with the seeds 0 to N-1, each into OUT/seed-K.", metavar="N"
+    "--seeds",
+    type=click.IntRange(1),
+    metavar="N",
+    help="Train with the seeds 0 to N-1, each into OUT/seed-K; mean and spread go into OUT/seeds.json.",
 )
 @click.option("--epochs", type=click.IntRange(1), help="In place of the recipe's number; one-cycle spans them.")
 @click.option(
@@ -204,7 +207,12 @@ def train_command(
         summary = run(folder.path, seed=seed)
         values.append(summary.value)
         _say(_verdict(summary, folder))
-    _say(_spread(recipe, values))
+    spread = Spread.of(values)
+    if parent.writes:
+        goal = {"recipe": recipe.name, "metric": recipe.metric, "target": recipe.target, "backend": backend}
+        content = goal | {"seeds": list(range(seeds))} | dataclasses.asdict(spread)
+        write_atomically(parent.path / "seeds.json", (json.dumps(content, indent=2) + "\n").encode())
+    _say(_told(recipe, spread))
 
 
 def _resume(folder: RunFolder, **options: Any) -> None:
@@ -251,12 +259,11 @@ def _verdict(summary: Summary, folder: RunFolder) -> str:
     )
 
 
-def _spread(recipe: Recipe, values: list[float]) -> str:
-    mean = statistics.fmean(values)
-    deviation = f", standard deviation {statistics.stdev(values):.4f}" if len(values) > 1 else ""
+def _told(recipe: Recipe, spread: Spread) -> str:
+    deviation = "" if spread.standard_deviation is None else f", standard deviation {spread.standard_deviation:.4f}"
     return (
-        f"{recipe.name}: {recipe.metric} {mean:.4f}{_against(recipe, mean)}, the mean of the seeds 0 to "
-        f"{len(values) - 1} ({min(values):.4f} to {max(values):.4f}{deviation})"
+        f"{recipe.name}: {recipe.metric} {spread.mean:.4f}{_against(recipe, spread.mean)}, the mean of the seeds 0 to "
+        f"{len(spread.values) - 1} ({spread.lowest:.4f} to {spread.highest:.4f}{deviation})"
     )
 
 

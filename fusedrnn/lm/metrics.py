@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import statistics
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -37,6 +38,23 @@ class Summary(Goal):
     threads: int
     torch: str
     fusedrnn: str
+
+
+@dataclass(frozen=True)
+class Spread:
+    """What several seeds reached; seeds.json has these fields and the metric, target and backend of the runs."""
+
+    values: tuple[float, ...]  # in the last epoch, by rising seed
+    mean: float
+    standard_deviation: float | None  # of a sample; None for one value
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(cls, values: Sequence[float]) -> Spread:
+        """That of at least one value."""
+        deviation = statistics.stdev(values) if len(values) > 1 else None
+        return cls(tuple(values), statistics.fmean(values), deviation, min(values), max(values))
 
 
 def summarize(history: Sequence[EpochMetrics], recipe: Recipe, settings: Settings) -> Summary:

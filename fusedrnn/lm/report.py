@@ -18,7 +18,7 @@ from typing import Any, NamedTuple
 
 from .data import SOURCES
 from .errors import RunFolderError
-from .metrics import Summary
+from .metrics import Spread, Summary
 from .recipe import Recipe
 from .recipes import RECIPES, TEXT
 from .run_folder import RunFolder, Settings, write_atomically
@@ -258,12 +258,12 @@ def _row(cells: Iterable[str]) -> str:
 def _spread(values: Sequence[float], recipe: Recipe) -> str:
     if not values:
         return ""
-    mean = statistics.fmean(values)
-    missed = "" if recipe.reached(mean) else ", missed"
-    if len(values) == 1:
-        return f"{mean:.4f}, 1 seed{missed}"
-    deviation = statistics.stdev(values)
-    return f"{mean:.4f} ± {deviation:.4f} ({min(values):.4f} to {max(values):.4f}), {len(values)} seeds{missed}"
+    spread = Spread.of(values)
+    missed = "" if recipe.reached(spread.mean) else ", missed"
+    if spread.standard_deviation is None:
+        return f"{spread.mean:.4f}, 1 seed{missed}"
+    ends = f"{spread.lowest:.4f} to {spread.highest:.4f}"
+    return f"{spread.mean:.4f} ± {spread.standard_deviation:.4f} ({ends}), {len(values)} seeds{missed}"
 
 
 def _median(values: Sequence[float]) -> str:

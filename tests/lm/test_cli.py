@@ -81,6 +81,13 @@ def test_several_seeds_get_a_folder_each_and_mean_and_spread(tmp_path: Path) -> 
         f"hn-gru: accuracy {statistics.mean(values):.4f} (target at least 0.95: missed), the mean of the seeds 0 to 2 "
         f"({min(values):.4f} to {max(values):.4f}, standard deviation {statistics.stdev(values):.4f})"
     )
+    written = json.loads((tmp_path / "runs/seeds.json").read_text())
+    assert (written["recipe"], written["metric"], written["target"]) == ("hn-gru", "accuracy", 0.95)
+    assert (written["backend"], written["seeds"], written["values"]) == ("fused", [0, 1, 2], values)
+    assert (written["lowest"], written["highest"]) == (min(values), max(values))
+    mean, deviation = written["mean"], written["standard_deviation"]
+    assert (mean, deviation) == pytest.approx((statistics.mean(values), statistics.stdev(values)))
+    assert f"{mean:.4f} \u00b1 {deviation:.4f} (" in invoke("report", tmp_path / "runs").output
     alone = invoke("train", "hn-gru", *SMALL, "--seed", 2, "--out", tmp_path / "alone")
     assert f"accuracy {values[2]:.4f} " in alone.output
     again = invoke("train", "hn-gru", *SMALL, "--seeds", 3, "--out", tmp_path / "runs")
