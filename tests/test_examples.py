@@ -36,3 +36,11 @@ def test_a_character_model_learns_a_text_of_ones_own(tmp_path: Path) -> None:
     assert written.startswith("12 green bottles hanging on the wall\n")
     assert len(written) == len("12 green") + 60
     assert (tmp_path / "run/summary.json").is_file()
+
+
+@pytest.mark.parametrize("cell", ["gru", "lstm"])
+def test_an_agent_learns_to_remember(cell: str) -> None:
+    output = run("recurrent_ppo.py", "--cell", cell, "--updates", 100)
+    before, after = re.findall(r"^opens the right door (?:before|after) training: (\d\.\d+)", output, re.MULTILINE)
+    assert float(before) < 0.4 and float(after) > 0.95
+    assert float(re.findall(r"gradients differ by (\S+) of", output)[0]) < 1e-4
