@@ -14,7 +14,7 @@ import torch
 from click.testing import CliRunner, Result
 
 import fusedrnn
-from fusedrnn.bench import end_to_end, measure, memory, page, phases, report, subjects
+from fusedrnn.bench import end_to_end, masks, measure, memory, page, phases, report, subjects
 from fusedrnn.bench.command import SECTIONS, bench
 from fusedrnn.bench.measure import Comparison
 from fusedrnn.bench.subjects import Row, Shape
@@ -164,6 +164,34 @@ def test_no_file_is_written_unless_it_is_asked_for(tmp_path: Path, monkeypatch: 
     result = invoke("--shape", TINY, "--cell", "gru", "--threads", 1, "--seconds", 0, "--sections", "layers")
     assert result.exit_code == 0
     assert list(tmp_path.iterdir()) == []
+
+
+def test_early_ends_are_compared_by_the_token() -> None:
+    ms = {masks.PLAIN: 2.0, masks.NN_PLAIN: 4.0, masks.NN_PACKED: 4.0, "resets": 3.0, "packed": 3.0}
+    measured = masks.MaskRow(**vars(row(shape=Shape(2, 3, 4, 5), tokens=4)), ms=ms)  # of 6 in the padded batch
+    assert [measured.cost(call) for call in ("resets", "packed", masks.NN_PACKED)] == [1.5, 2.25, 1.5]
+
+
+def test_calls_with_masks_do_the_work_that_they_are_compared_by() -> None:
+    shape = Shape(5, 12, 4, 3)
+    theirs, ours = subjects.layers("gru", shape)
+    y = {name: call()[0] for name, call in masks._calls(masks._inference, theirs, ours, shape).items()}
+    tokens = int(masks._lengths(shape).sum())
+    assert shape.B * 6 <= tokens < shape.B * shape.T
+    assert [y[name].data.shape[0] for name in ("packed", "packed unsorted", masks.NN_PACKED)] == [tokens] * 3
+    assert [int(y[name].any(-1).sum()) for name in ("lengths", "lengths unsorted")] == [tokens] * 2
+    assert not torch.equal(y["resets"], y[masks.PLAIN])
+    torch.testing.assert_close(y["packed"].data, y[masks.NN_PACKED].data)
+    gradients = {name: call() for name, call in masks._calls(masks._training, theirs, ours, shape).items()}
+    for ours_, theirs_ in zip(gradients["packed"], gradients[masks.NN_PACKED], strict=True):
+        torch.testing.assert_close(ours_, theirs_)
+
+
+def test_the_table_of_masks_ends_with_the_worst() -> None:
+    result = invoke("--shape", TINY, "--cell", "gru", "--threads", 1, "--seconds", 0, "--sections", "masks")
+    lines = [line.split() for line in result.output.splitlines()]
+    costs = {line[3]: line[5:11] for line in lines if line[:3] == ["gru", str(TINY), "1"]}
+    assert {line[0]: line[1:] for line in lines if line[:1] in (["inference"], ["training"])} == costs
 
 
 def test_phases_of_a_pass_add_up_to_its_call() -> None:

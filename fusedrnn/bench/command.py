@@ -18,6 +18,7 @@ from .subjects import LARGE, QUICK_SHAPES, SHAPES, TITLES, Plan, Shape
 SECTIONS = {
     "layers": "layers: nn.* / fusedrnn, inference and training",
     "steps": "steps: nn.X against X, nn.XCell against XCell; B = T = 1, I = H = 256",
+    "masks": "masks: time over that of the call without, of a token where entries end early (lengths T/2 to T)",
     "memory": "memory: peak of a training step, without input and weights",
     "accuracy": "accuracy: float32 against float64, largest difference over largest value",
     "phases": "phases: where the time of fusedrnn goes",

@@ -32,7 +32,7 @@ class Comparison:
 
     nn_ms: float
     fused_ms: float
-    spread: float  # half the interquartile range over the median, of the side that has more
+    spread: float  # half the interquartile range over the median, of the side that has most
     repeat: float  # A/A: relative difference between the medians of nn.*'s even and odd runs
     rounds: int  # runs of each side
 
@@ -100,10 +100,17 @@ def compare(
         calls: how many calls of either function's subject one run of it makes; the times are those of one.
     """
     nn_times, fused_times = alternate([nn, fused], seconds, least, clock)
+    return comparison(nn_times, fused_times, calls)
+
+
+def comparison(
+    nn_times: Sequence[float], fused_times: Sequence[float], calls: int = 1, others: Sequence[Sequence[float]] = ()
+) -> Comparison:
+    """What the times of both sides say, as noisy as the worst of them and of others that took turns with them."""
     return Comparison(
         nn_ms=statistics.median(nn_times) / calls,
         fused_ms=statistics.median(fused_times) / calls,
-        spread=max(spread(nn_times), spread(fused_times)),
+        spread=max(map(spread, (nn_times, fused_times, *others))),
         repeat=repeat(nn_times),
         rounds=len(nn_times),
     )

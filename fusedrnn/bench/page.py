@@ -5,12 +5,13 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 
 from .layers import geometric_mean
+from .masks import COSTS, NN_PACKED, MaskRow
 from .report import Results
 from .subjects import TITLES, Row
 
 
 def markdown(results: Results) -> str:
-    """Ratios of the sections "layers" and "steps"; in brackets GFLOP/s, and ~ before what was too noisy."""
+    """The sections "layers" and "steps", ratios with GFLOP/s in brackets, and "masks"; ~ marks what was too noisy."""
     lines: list[str] = []
     for number in sorted({row.threads for row in results.get("layers", [])}):
         rows = [row for row in results["layers"] if row.threads == number]
@@ -18,6 +19,9 @@ def markdown(results: Results) -> str:
     for number in sorted({row.threads for row in results.get("steps", [])}):
         rows = [row for row in results["steps"] if row.threads == number]
         lines += [f"One step, {_threads(number)}:", "", *_steps(rows), ""]
+    for number in sorted({row.threads for row in results.get("masks", [])}):
+        rows = [row for row in results["masks"] if row.threads == number]
+        lines += [f"Masks, inference / training, {_threads(number)}:", "", *_masks(rows), ""]
     return "\n".join(lines)
 
 
@@ -40,6 +44,19 @@ def _table(corner: str, rows: Sequence[Row], names: Sequence[str]) -> Iterator[s
         yield f"| {name.replace(',', ', ')} | " + " | ".join(cells) + " |"
     means = (geometric_mean([r.timing.ratio for r in rows if (r.cell, r.task) == column]) for column in columns)
     yield "| geometric mean | " + " | ".join(f"{mean:.2f}" for mean in means) + " |"
+
+
+def _masks(rows: Sequence[MaskRow]) -> Iterator[str]:
+    """A line for each cell and shape; in each column all tasks."""
+    yield "| cell | B, T, I, H | " + " | ".join((*COSTS, NN_PACKED, "nn/fused, packed")) + " |"
+    yield "|---" * (len(COSTS) + 4) + "|"
+    for cell, shape in dict.fromkeys((row.cell, row.shape) for row in rows):
+        tasks = [row for row in rows if (row.cell, row.shape) == (cell, shape)]
+        columns = [[row.cost(call) for row in tasks] for call in (*COSTS, NN_PACKED)]
+        columns.append([row.timing.ratio for row in tasks])
+        marks = ["~" if row.timing.noise else "" for row in tasks]
+        texts = (" / ".join(f"{m}{v:.2f}" for m, v in zip(marks, values, strict=True)) for values in columns)
+        yield f"| {TITLES[cell]} | {str(shape).replace(',', ', ')} | " + " | ".join(texts) + " |"
 
 
 def _steps(rows: Sequence[Row]) -> Iterator[str]:

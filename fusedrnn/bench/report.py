@@ -12,12 +12,13 @@ from typing import Any, NamedTuple
 from ..info import info
 from .accuracy import LIMIT
 from .layers import geometric_mean, scaling
+from .masks import COSTS, NN_PACKED, PLAIN
 from .subjects import Row
 
 Results = dict[str, list[Any]]
 """The rows of each section that was run."""
 
-COMPARISONS = ("layers", "steps", "end-to-end")
+COMPARISONS = ("layers", "steps", "masks", "end-to-end")
 """Sections whose rows are :class:`~fusedrnn.bench.subjects.Row`."""
 
 
@@ -33,6 +34,10 @@ def _optional(value: float | None, format: str) -> str:
 
 def _noise(row: Row) -> str:
     return "noisy" if row.timing.noise else ""
+
+
+def _cost(call: str) -> Callable[[Any], str]:
+    return lambda row: f"{row.cost(call):.2f}"
 
 
 _CELL = Column("cell", -12, lambda r: r.cell)
@@ -62,6 +67,12 @@ TABLES: dict[str, list[Column]] = {
         Column("nn us", 10, lambda r: f"{r.timing.nn_ms * 1e3:.1f}"),
         Column("fused us", 10, lambda r: f"{r.timing.fused_ms * 1e3:.1f}"),
         *(*_SPEED, *_RATIO),
+    ],
+    "masks": [
+        *(_CELL, _SHAPE, _THREADS, Column("task", -13, lambda r: r.task)),
+        Column("plain ms", 10, lambda r: f"{r.ms[PLAIN]:.3f}"),
+        *(Column(call, len(call) + 3, _cost(call)) for call in (*COSTS, NN_PACKED)),
+        *(_RATIO[0]._replace(title="nn/fused packed", width=18), *_RATIO[1:]),
     ],
     "end-to-end": [
         *(_CELL, _SHAPE, _THREADS, Column("program", -18, lambda r: r.task)),
@@ -124,6 +135,8 @@ def summary(section: str, rows: Sequence[Any]) -> Iterator[str]:
         yield from _means(section, rows)
     if section == "layers":
         yield from _scaling(rows)
+    if section == "masks":
+        yield from _worst_costs(rows)
     if section == "phases":
         yield from _loop(rows)
 
@@ -155,6 +168,15 @@ def _scaling(rows: Sequence[Row]) -> Iterator[str]:
         nn, fused = one.timing.nn_ms / all_.timing.nn_ms, one.timing.fused_ms / all_.timing.fused_ms
         noise = _noise(one) or _noise(all_)
         yield f"{one.cell:<10}{one.shape!s:<17}{one.task:<13}{nn:>8.2f}{fused:>8.2f}  {noise}".rstrip()
+
+
+def _worst_costs(rows: Sequence[Any]) -> Iterator[str]:
+    yield ""
+    yield "worst of " + "".join(f"{call:>{len(call) + 3}}" for call in (*COSTS, NN_PACKED))
+    for task in dict.fromkeys(row.task for row in rows):
+        worst = (max(row.cost(call) for row in rows if row.task == task) for call in (*COSTS, NN_PACKED))
+        texts = (f"{cost:>{len(call) + 3}.2f}" for call, cost in zip((*COSTS, NN_PACKED), worst, strict=True))
+        yield f"{task:<9}" + "".join(texts)
 
 
 def _loop(rows: Sequence[Any]) -> Iterator[str]:
