@@ -39,7 +39,7 @@ auto with_compute_type(cpu::Type type, const F& f) {
 }
 
 // Tensors that only backward sees: of this size and more they come from the pool.
-constexpr int64_t kWorthPooling = 1 << 20;
+constexpr int64_t kWorthPooling = 128 << 10;
 
 template <size_t N>
 Tensor pooled(const Inputs& in, const std::array<int64_t, N>& sizes) {
@@ -146,11 +146,13 @@ void pack_lengths(Inputs& in, cpu::Layer& a, Packing& packing) {
   std::stable_sort(packing.order.begin(), packing.order.end(),
                    [&](int64_t i, int64_t j) { return lengths[i] > lengths[j]; });
   a.T = in.B > 0 ? lengths[packing.order[0]] : 0;
+  packing.index.resize(size_t(std::accumulate(lengths, lengths + in.B, int64_t(0))));
   packing.offsets.push_back(0);
-  for (int64_t t = 0; t < a.T; ++t) {
-    for (int64_t b = 0; b < in.B && lengths[packing.order[size_t(b)]] > t; ++b)
-      packing.index.push_back(t * in.B + packing.order[size_t(b)]);
-    packing.offsets.push_back(int64_t(packing.index.size()));
+  int64_t* next = packing.index.data();
+  for (int64_t t = 0, rows = in.B; t < a.T; ++t) {
+    while (lengths[packing.order[size_t(rows - 1)]] <= t) --rows;
+    for (int64_t b = 0; b < rows; ++b) *next++ = t * in.B + packing.order[size_t(b)];
+    packing.offsets.push_back(next - packing.index.data());
   }
   a.offsets = packing.offsets.data(), a.order = packing.order.data();
 }

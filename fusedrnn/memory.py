@@ -8,8 +8,8 @@ import torch
 def keep_memory(limit: int) -> None:
     """Sets how many bytes of freed buffers are kept for later calls; 256 MiB until this is called.
 
-    Kept are buffers of 1 MiB and more that only backward sees, and working memory: fresh memory costs a page fault for
-    every 4 KiB. What is kept beyond the new limit is freed at once, so ``keep_memory(0)`` frees all and keeps none.
+    Kept are buffers of 128 KiB and more that only backward sees, and working memory: fresh memory costs a page fault
+    for every 4 KiB. What is kept beyond the new limit is freed at once, so ``keep_memory(0)`` frees all and keeps none.
 
     Raises:
         ValueError: the limit is negative.

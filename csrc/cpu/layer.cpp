@@ -166,10 +166,10 @@ class ForwardPass : Pass<Cell, T> {
   int64_t rows;  // of a chunk, at most
   Forward<T> f{};
 
-  // The projections of a chunk go over what is saved for backward or over y, where those have the same form, or into a
-  // buffer of the chunk.
+  // The projections of a chunk go over what is saved for backward or over y, or what is copied there, where those have
+  // the same form, or into a buffer of the chunk.
   bool in_saved() const { return native && a.saved.p && !a.tokens; }
-  bool in_y() const { return native && G == 1 && !a.tokens && !a.y.index && a.y.row == a.H && a.y.step == a.B * a.H; }
+  bool in_y() const { return G == 1 && !a.tokens && (y_room || (a.y.row == a.H && a.y.step == a.B * a.H)); }
 
  public:
   ForwardPass(const LayerForward& a, const Kernels<T>& k, const Runner& runner, const Arena& arena)
@@ -178,11 +178,11 @@ class ForwardPass : Pass<Cell, T> {
     const int64_t least = (kChunkRows + a.B) / std::max<int64_t>(1, a.B);
     const int64_t fitting = std::max(least, kChunkBytes * runner.threads / step_bytes);
     rows = P::rows_of_chunks(fitting);
+    y_room = P::room(a.y, rows, a.H, true);
     if (!a.tokens) {
       x_room = P::room(a.x, rows, a.I, !P::few_rows());
       if (!in_saved() && !in_y()) gate_room = arena.template take<T>(rows * slots<Cell, T> * a.H);
     }
-    y_room = P::room(a.y, rows, a.H, true);
     c_room = P::room(a.c, rows, a.H, true);
     if (a.saved.p && !native) saved_room = arena.template take<T>(rows * Cell::kSaved * a.H);
   }

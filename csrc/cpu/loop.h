@@ -126,9 +126,11 @@ static void run_shares(const Plan& plan, const Span& span, int64_t tiles, const 
 // so does the padding, where garbage could be subnormal and slow.
 template <class T>
 static void copy_state(const T* from, int64_t from_stride, T* to, int64_t to_stride, int64_t H, const Share& s) {
-  const int64_t j0 = s.t0 * kLanes<T>, j1 = s.t1 * kLanes<T> < to_stride ? s.t1 * kLanes<T> : to_stride;
+  constexpr int64_t L = kLanes<T>;
+  const int64_t j0 = s.t0 * L, j1 = s.t1 * L < to_stride ? s.t1 * L : to_stride;
   for (int64_t b = s.r0; b < s.r1; ++b)
-    for (int64_t j = j0; j < j1; ++j) to[b * to_stride + j] = from && j < H ? from[b * from_stride + j] : T(0);
+    for (int64_t j = j0; j < j1; j += L)
+      store_up_to(to + b * to_stride + j, from ? load_up_to(from + b * from_stride + j, H - j) : Vec<T>{}, j1 - j);
 }
 
 template <class T>
@@ -241,7 +243,7 @@ static void forward(const Forward<T>& a, const Runner& runner) {
     };
     if (a.first == 0) {
       copy_state(a.h0, H, at.h[0], Hp, H, s);
-      if (seq.offsets) copy_state(a.h0, H, at.h[1], Hp, H, s);  // entries may begin with any step
+      if (seq.offsets && seq.reverse) copy_state(a.h0, H, at.h[1], Hp, H, s);  // entries begin with any step
       if (Cell::kHasCellState) copy_state(a.c0, H, at.c, Hp, H, s);
       leave(at.h[0], seq.entries(), B);
       reset(at.h[0], 0);
