@@ -25,17 +25,16 @@ class Pool {
     if (lock) {
       size_t best = free_.size();
       for (size_t i = 0; i < free_.size(); ++i) {
-        const size_t size = size_of(free_[i]);
+        const size_t size = free_[i].size;
         // Not a block that is much too large: then both would be kept for a task that needs one.
-        if (size >= bytes && size <= bytes + bytes / 4 + kSmall &&
-            (best == free_.size() || size < size_of(free_[best])))
+        if (size >= bytes && size <= bytes + bytes / 4 + kSmall && (best == free_.size() || size < free_[best].size))
           best = i;
       }
       if (best < free_.size()) {
-        void* p = free_[best];
+        const Block block = free_[best];
         free_.erase(free_.begin() + ptrdiff_t(best));
-        kept_ -= size_of(p);
-        return p;
+        kept_ -= block.size;
+        return block.p;
       }
     }
     void* p = nullptr;
@@ -49,7 +48,7 @@ class Pool {
     if (lock && size_of(p) <= limit_) {
       // The oldest make room: sizes that are not asked for any more.
       while (kept_ + size_of(p) > limit_) drop_oldest();
-      free_.push_back(p);
+      free_.push_back({p, size_of(p)});
       kept_ += size_of(p);
     } else {
       std::free(static_cast<char*>(p) - kHeader);
@@ -66,15 +65,21 @@ class Pool {
  private:
   static constexpr size_t kHeader = 64, kSmall = 64 << 10;
 
+  // The size once more: looking for a block must not read a page of each.
+  struct Block {
+    void* p;
+    size_t size;
+  };
+
   static size_t size_of(void* p) { return *reinterpret_cast<size_t*>(static_cast<char*>(p) - kHeader); }
   void drop_oldest() {
-    kept_ -= size_of(free_.front());
-    std::free(static_cast<char*>(free_.front()) - kHeader);
+    kept_ -= free_.front().size;
+    std::free(static_cast<char*>(free_.front().p) - kHeader);
     free_.erase(free_.begin());
   }
 
   std::mutex mutex_;
-  std::vector<void*> free_;  // oldest first
+  std::vector<Block> free_;  // oldest first
   size_t kept_ = 0, limit_ = size_t(256) << 20;
 };
 
