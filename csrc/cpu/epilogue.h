@@ -33,6 +33,13 @@ struct Edge {
   }
 };
 
+// Asks for some panels of a row. Where rows are not aligned to cache lines, for the line in which each panel ends: the
+// one in which it begins was asked for with the panel before.
+template <class T>
+FUSEDRNN_INLINE void touch_panels(const T* row, int64_t tile, int units) {
+  for (int u = 1; u <= units; ++u) __builtin_prefetch(row + (tile + u) * kLanes<T> - 1);
+}
+
 // Cuts rows into groups, and tells the last panel from the full ones. Row i of the product is at product + i * stride.
 template <class T, class Step>
 FUSEDRNN_INLINE void in_groups(const Step& step, int64_t row, int rows, int64_t unit, int64_t H, const T* product,
@@ -56,6 +63,7 @@ FUSEDRNN_INLINE void in_groups(const Step& step, int64_t row, int rows, int64_t 
 template <class Cell, class T>
 struct ForwardStep {
   static constexpr int kTiles = kTilesOfGates;
+  static constexpr bool kByTile = true;
 
   int64_t H;
   Rows<const T> x;  // projections: of the rows, or of tokens
@@ -67,9 +75,11 @@ struct ForwardStep {
 
   FUSEDRNN_INLINE const T* projection(int64_t row) const { return x.at(tokens.p ? *tokens.at(row, 0) : row, 0); }
 
-  FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile) const {
-    for (int i = 0; i < R; ++i)
-      for (int g = 0; g < Cell::kGates; ++g) __builtin_prefetch(projection(row + i) + g * H + tile * kLanes<T>);
+  FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile, int units) const {
+    for (int i = 0; i < R; ++i) {
+      for (int g = 0; g < Cell::kGates; ++g) touch_panels(projection(row + i) + g * H, tile, units);
+      if (y.p) touch_panels(y.at(row + i, 0), tile, units);
+    }
   }
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
@@ -109,6 +119,7 @@ struct ForwardStep {
 template <class Cell, class T>
 struct BackwardStep {
   static constexpr int kTiles = kTilesOfGates;
+  static constexpr bool kByTile = false;  // it touches so much memory that the next tiles would miss their weights
 
   int64_t H;
   Rows<const T> saved, y, h_prev, c, c_prev;
@@ -118,9 +129,9 @@ struct BackwardStep {
   Rows<T> delta;
   Rows<T> direct, dc;  // padded; direct is the part of dh that does not pass w_hh
 
-  FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile) const {
+  FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile, int units) const {
     for (int i = 0; i < R; ++i)
-      for (int k = 0; k < Cell::kSaved; ++k) __builtin_prefetch(saved.at(row + i, k * H + tile * kLanes<T>));
+      for (int k = 0; k < Cell::kSaved; ++k) touch_panels(saved.at(row + i, k * H), tile, units);
   }
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
@@ -157,12 +168,16 @@ struct BackwardStep {
 template <class T, int G = 1>
 struct StoreProduct {
   static constexpr int kTiles = kTilesOfSums;
+  static constexpr bool kByTile = true;
 
   Rows<T> c;
   int64_t N;
   bool add;
 
-  FUSEDRNN_INLINE void touch(int64_t, int, int64_t) const {}
+  FUSEDRNN_INLINE void touch(int64_t row, int R, int64_t tile, int units) const {
+    for (int i = 0; i < R; ++i)
+      for (int g = 0; g < G; ++g) touch_panels(c.at(row + i, g * N), tile, units);
+  }
 
   FUSEDRNN_INLINE void apply(int64_t row, int rows, int64_t tile, const T* product, int64_t stride) const {
     const int64_t column = tile * kLanes<T>, valid = N - column;

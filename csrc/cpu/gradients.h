@@ -33,6 +33,8 @@ static int64_t gradient_scratch(int64_t K, int64_t N0, int64_t N1, int threads) 
   return packed_size<T>(1, N0, K) + packed_size<T>(1, N1, K) + threads * delta_scratch<T>(K);
 }
 
+constexpr int64_t kPackedRows = 16;  // at a time
+
 // Deltas k0..k1 of columns c0 + unit by tiles, as sweep() reads a left factor by columns. Their sums over k are added
 // to `parts`, kVectors vectors for each tile.
 template <class T>
@@ -44,10 +46,21 @@ static void pack_delta_rows(const WeightGradients<T>& g, int64_t c0, const Block
     const T* from = g.d + k0 * g.ldd + c0 + tiles.begin(i);
     T* to = out + tiles.begin(i) * g.K + k0 * height;
     Vec<T> sum[kVectors] = {};
-    for (int64_t k = k0; k < k1; ++k, from += g.ldd, to += height) FUSEDRNN_EACH(j, kVectors) {
+    // Rows are far apart, so that the processor sees no stream. Into the second level: they may share few sets of the
+    // first.
+    const bool line_begins = i == 0 || reinterpret_cast<uintptr_t>(from + height - 1) % 64 < height * sizeof(T);
+    int64_t k = k0;
+    // What a vector has too much is overwritten by the rows that follow, but not the tile after them.
+    if constexpr (kWideShape.rows <= L / 2)
+      for (; k < k1 && k <= g.K - L / 2; ++k, from += g.ldd, to += height) {
+        if (line_begins) __builtin_prefetch(from + kPackedRows * g.ldd + height - 1, 0, 2);
+        const Vec<T> v = load_half(from, height);
+        sum[0] += v;
+        store_half(to, v);
+      }
+    for (; k < k1; ++k, from += g.ldd, to += height) FUSEDRNN_EACH(j, kVectors) {
         const Vec<T> v = load_up_to(from + j * L, height - j * L);
         sum[j] += v;
-        // What a whole vector has too much is overwritten by the rows that follow, but not the tile after them.
         store_up_to(to + j * L, v, (g.K - k) * height - j * L);
       }
     FUSEDRNN_EACH(j, kVectors) store(parts + j * L, load(parts + j * L) + sum[j]);
@@ -58,12 +71,12 @@ static void pack_delta_rows(const WeightGradients<T>& g, int64_t c0, const Block
 // them may fall into the same few sets of the first-level cache.
 template <class T>
 static void pack_deltas(const WeightGradients<T>& g, int64_t c0, const Blocks& tiles, T* out, T* parts) {
-  constexpr int64_t L = kLanes<T>, kVectors = kTileVectors<T>, kRows = 16;
+  constexpr int64_t L = kLanes<T>, kVectors = kTileVectors<T>;
   for (int64_t k = 0; k < g.K; k += kShort) {
     const int64_t end = k + kShort < g.K ? k + kShort : g.K;
     for (int64_t i = 0; i < tiles.count * kVectors; ++i) store(parts + i * L, Vec<T>{});
-    for (int64_t k0 = k; k0 < end; k0 += kRows)
-      pack_delta_rows(g, c0, tiles, k0, k0 + kRows < end ? k0 + kRows : end, out, parts);
+    for (int64_t k0 = k; k0 < end; k0 += kPackedRows)
+      pack_delta_rows(g, c0, tiles, k0, k0 + kPackedRows < end ? k0 + kPackedRows : end, out, parts);
     if (!g.sums) continue;
     for (int64_t i = 0; i < tiles.count; ++i)
       for (int64_t j = 0; j < kVectors; ++j) {

@@ -90,6 +90,16 @@ template <class T>
 FUSEDRNN_INLINE void store_first(T* p, Vec<T> v, int n) {
   for (int i = 0; i < n; ++i) p[i] = v[i];
 }
+
+// The same for n <= kLanes / 2, and the lower half written whole: half a vector crosses fewer cache lines.
+template <class T>
+FUSEDRNN_INLINE Vec<T> load_half(const T* p, int n) {
+  return load_first(p, n);
+}
+template <class T>
+FUSEDRNN_INLINE void store_half(T* p, Vec<T> v) {
+  store_first(p, v, kLanes<T> / 2);
+}
 #if defined(__AVX512F__)
 template <>
 FUSEDRNN_INLINE Vec<float> load_first(const float* p, int n) {
@@ -99,6 +109,16 @@ template <>
 FUSEDRNN_INLINE void store_first(float* p, Vec<float> v, int n) {
   _mm512_mask_storeu_ps(p, (__mmask16)((1u << n) - 1), (__m512)v);
 }
+#if FUSEDRNN_VECTOR_BYTES == 64
+template <>
+FUSEDRNN_INLINE Vec<float> load_half(const float* p, int n) {
+  return (Vec<float>)_mm512_zextps256_ps512(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p));
+}
+template <>
+FUSEDRNN_INLINE void store_half(float* p, Vec<float> v) {
+  _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+}
+#endif
 #elif defined(__AVX2__) && FUSEDRNN_VECTOR_BYTES == 32
 FUSEDRNN_INLINE __m256i first_lanes(int n) {
   return _mm256_cmpgt_epi32(_mm256_set1_epi32(n), _mm256_setr_epi32(0, 1, 2, 3, 4, 5, 6, 7));
@@ -144,7 +164,7 @@ FUSEDRNN_INLINE Vec<float> at_most(float limit, Vec<float> x) {
 #endif
 
 // 1 / b, for finite b > 0, within 2 ulp, and a / b within 1. Division occupies the divider for 16 cycles where an
-// estimate, one Newton step for 1/b and one correction of the quotient take six pipelined operations.
+// estimate and one correction, of 1/b or of the quotient, take three and four pipelined operations.
 template <class V>
 FUSEDRNN_INLINE V reciprocal(V b) {
   return 1 / b;
@@ -162,7 +182,7 @@ FUSEDRNN_INLINE Vec<float> reciprocal(Vec<float> b) {
 }
 template <>
 FUSEDRNN_INLINE Vec<float> divide(Vec<float> a, Vec<float> b) {
-  const Vec<float> r = reciprocal(b);
+  const Vec<float> r = (Vec<float>)_mm512_maskz_rcp14_ps(__mmask16(-1), (__m512)b);
   const Vec<float> q = a * r;
   return q + r * (a - q * b);
 }

@@ -151,7 +151,7 @@ FUSEDRNN_INLINE void with_streams(int count, const F& f) {
   int s = 0;
   for (; s + S <= count; s += S) f(s, Int<S>{});
   if constexpr (S > 1)
-    if (s < count) with_streams<S / 2>(count - s, [&](int first, auto n) { f(s + first, n); });
+    if (s < count) with_streams<(S > 4 ? S / 2 : S - 1)>(count - s, [&](int first, auto n) { f(s + first, n); });
 }
 
 // Rows are cut into blocks of nearly equal height, since a block of one row costs as much time as one of three.
@@ -183,13 +183,16 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
               last ? 0 : (int64_t(sizeof(T)) * units * G * L + calls - 1) / calls};
   for (int64_t i0 = 0; i0 < blocks.count; i0 += kTiles) {
     const int64_t i1 = i0 + kTiles < blocks.count ? i0 + kTiles : blocks.count, r0 = blocks.begin(i0);
+    const auto finish = [&](int64_t r, int rows) {
+      for (int u = 0; u < units; ++u) epilogue.apply(r, rows, tile + u, out + (r - r0) * stride + u * G * L, stride);
+    };
     for (int64_t piece = 0; piece < pieces; ++piece) {
       const int64_t k0 = p.K * piece / pieces, k1 = p.K * (piece + 1) / pieces;
       with_streams<S>(streams, [&](int s, auto count) {
         const bool final = piece == pieces - 1 && s + count.value == streams;
         for (int64_t i = i0; i < i1; ++i) {
           const int64_t r = blocks.begin(i);
-          if (final) epilogue.touch(r, blocks.height(i), tile);
+          if (final) epilogue.touch(r, blocks.height(i), tile, units);
           with_rows<R>(blocks.height(i), [&](auto height) {
             T* to = out + (r - r0) * stride + s * W * L;
             const Start<T> start = piece > 0 ? Start<T>{to, stride} : Start<T>{bias ? bias + s * W * L : bias, 0};
@@ -199,12 +202,12 @@ FUSEDRNN_INLINE void sweep_rows(const Product<T>& p, const Blocks& blocks, int64
                                                            weights + s * p.stream + k0 * p.step, p.step, p.stream,
                                                            k1 - k0, start, to, stride, ahead);
           });
+          if (final && Epilogue::kByTile) finish(r, blocks.height(i));
           ahead.p += ahead.step * (k1 - k0);
         }
       });
     }
-    const int rows = int(blocks.begin(i1) - r0);
-    for (int u = 0; u < units; ++u) epilogue.apply(r0, rows, tile + u, out + u * G * L, stride);
+    if (!Epilogue::kByTile) finish(r0, int(blocks.begin(i1) - r0));
   }
 }
 
