@@ -13,7 +13,6 @@ Backpropagation through time: Werbos, "Backpropagation through time: what it doe
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from functools import partial
 from typing import Any
 
 import torch
@@ -32,40 +31,46 @@ _TENSORS, _OTHERS = 7, 4 + len(Masks._fields)
 # Of a backward operator: three gradients, the seven tensors, tokens, y, saved, c, batch_first, reverse, need_x, need_w;
 # then masks and dc.
 _WITHOUT_MASKS = 3 + _TENSORS + 8
+# Saved of a layer: the seven tensors, tokens, y, saved, c; then the masks that are tensors.
+_SAVED_WITHOUT_MASKS = _TENSORS + 4
 
 
 def _save(ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    masks = Masks(*inputs[_TENSORS + 4 :])
     y, _, _, saved, c = output
-    ctx.save_for_backward(*inputs[: _TENSORS + 1], *masks[:3], y, saved, c)
-    ctx.layout, ctx.detach_every = inputs[_TENSORS + 1 : _TENSORS + 3], masks.detach_every
+    ctx.save_for_backward(*inputs[: _TENSORS + 1], y, saved, c, *inputs[_TENSORS + 4 : -1])
+    ctx.layout = (*inputs[_TENSORS + 1 : _TENSORS + 3], inputs[-1])  # batch_first, reverse, detach_every
     ctx.set_materialize_grads(False)
 
 
 def _setup_context(cell: str, ctx: Any, inputs: Sequence[Any], output: Sequence[Tensor]) -> None:
-    _save(ctx, inputs, output)
+    _save(ctx, (*inputs, *NO_MASKS[len(inputs) - _TENSORS - 4 :]), output)
     _, _, c_n, saved, c = output
     ctx.mark_non_differentiable(*((saved,) if CELLS[cell].states == 2 else (c_n, saved, c)))
 
 
 def _backward(
-    cell: str, run: Any, ctx: Any, needed: Sequence[bool], grads: Sequence[TensorOrNone]
-) -> tuple[TensorOrNone, ...]:
+    cell: str,
+    run: Callable[..., Sequence[Tensor]],
+    ctx: Any,
+    needed: Sequence[bool],
+    dy: TensorOrNone,
+    dh_n: TensorOrNone,
+    dc_n: TensorOrNone,
+    dc: TensorOrNone,
+) -> list[TensorOrNone]:
     """Gradients for the seven tensors of the saving operator; ``needed`` says which of them are asked for.
 
-    ``run`` is the backward operator, or a Function around it; ``grads`` are those of the saving operator's results.
+    ``run(cell, ...)`` calls the backward operator; the gradients are those of the saving operator's results.
     """
-    dy, dh_n, dc_n, _, dc = grads
-    *inputs, tokens, batch_sizes, lengths, resets, y, saved, c = ctx.saved_tensors
     if dy is None and dh_n is None and dc_n is None and dc is None:
-        return (None,) * _TENSORS
-    if CELLS[cell].states == 1:
-        dc_n = dc = None
-    masks = batch_sizes, lengths, resets, ctx.detach_every
+        return [None] * _TENSORS
+    kept = ctx.saved_tensors
+    batch_first, reverse, detach_every = ctx.layout
     results = run(
-        dy, dh_n, dc_n, *inputs, tokens, y, saved, c, *ctx.layout, needed[0], any(needed[3:]), *masks, dc
+        cell, dy, dh_n, dc_n, *kept[:_SAVED_WITHOUT_MASKS], batch_first, reverse, needed[0], True in needed[3:],
+        *kept[_SAVED_WITHOUT_MASKS:], detach_every, dc,
     )  # fmt: skip
-    return tuple(g if n and t is not None else None for g, n, t in zip(results, needed, inputs, strict=True))
+    return [g if n else None for g, n in zip(results, needed, strict=True)]
 
 
 def _vjp(function: Callable[..., Any], *primals: Any) -> tuple[Any, Callable[[Any], Any]]:
@@ -184,8 +189,9 @@ def _register(cell: str) -> None:
     def setup(ctx, inputs, output):
         _setup_context(cell, ctx, inputs, output)
 
-    def backward(ctx, *grads):
-        return (*_backward(cell, BACKWARD[cell], ctx, ctx.needs_input_grad[:_TENSORS], grads), *(None,) * _OTHERS)
+    def backward(ctx, dy, dh_n, dc_n, _, dc):
+        grads = _backward(cell, _call_backward, ctx, ctx.needs_input_grad[:_TENSORS], dy, dh_n, *_of_c(cell, dc_n, dc))
+        return (*grads, *(None,) * _OTHERS)
 
     def double(ctx, *grads):
         return _double_backward(cell, ctx, *grads)
@@ -242,39 +248,45 @@ class _LayerFunction(torch.autograd.Function):
         _setup_context(cell, ctx, args, output)
 
     @staticmethod
-    def backward(ctx, *grads):
-        run = partial(_BackwardFunction.apply, ctx.cell)
-        grads = _backward(ctx.cell, run, ctx, ctx.needs_input_grad[1 : 1 + _TENSORS], grads)
+    def backward(ctx, dy, dh_n, dc_n, _, dc):
+        cell, needed = ctx.cell, ctx.needs_input_grad[1 : 1 + _TENSORS]
+        grads = _backward(cell, _BackwardFunction.apply, ctx, needed, dy, dh_n, *_of_c(cell, dc_n, dc))
         return (None, *grads, *(None,) * _OTHERS)
 
 
 class EagerFunction(torch.autograd.Function):
-    """``apply(cell, return_states, *arguments of a saving operator)``: ``(y, h_n)`` or ``(y, h_n, c_n)``, and c.
+    """``run_eagerly(options, *seven tensors of a saving operator)``: ``(y, h_n)`` or ``(y, h_n, c_n)``, and c.
 
-    The same derivatives as :class:`_LayerFunction` of any order, but not under torch.func's transforms: what those need
-    takes more time than a short layer.
+    ``options`` are the cell, whether c of every step is returned, and what the operator takes after the tensors. The
+    same derivatives as :class:`_LayerFunction` of any order, but not under torch.func's transforms: what those need
+    takes more time than a short layer. So do arguments that have no gradient, which therefore come as one.
     """
 
     @staticmethod
-    def forward(ctx, cell, return_states, *args):
-        output = run_below_autograd(SAVING[cell], *args)
-        ctx.cell, ctx.return_states = cell, return_states
-        _save(ctx, args, output)
+    def forward(ctx, options, *tensors):
+        cell, return_states, others = options
+        inputs = (*tensors, *others)
+        output = run_below_autograd(SAVING[cell], *inputs)
+        ctx.cell = cell
+        _save(ctx, inputs, output)
         return results_of(cell, output, return_states)
 
     @staticmethod
-    def backward(ctx, *grads):
+    def backward(ctx, dy, dh_n, dc_n=None, dc=None):
         # Only under create_graph is the gradient itself differentiated.
-        function = _BackwardFunction.apply if torch.is_grad_enabled() else _run_backward_operator
-        dc = grads[-1] if ctx.return_states else None
-        grads = (*(*grads, None)[:3], None, dc)
-        grads = _backward(ctx.cell, partial(function, ctx.cell), ctx, ctx.needs_input_grad[2 : 2 + _TENSORS], grads)
-        return (None, None, *grads, *(None,) * _OTHERS)
+        run = _BackwardFunction.apply if torch.is_grad_enabled() else _call_backward_below_autograd
+        return (None, *_backward(ctx.cell, run, ctx, ctx.needs_input_grad[1:], dy, dh_n, dc_n, dc))
 
 
-def results_of(cell: str, output: Sequence[Tensor], return_states: bool) -> tuple[Tensor, ...]:
+# Function.apply without what it does for torch.func's transforms.
+run_eagerly = super(torch.autograd.Function, EagerFunction).apply
+
+_RESULTS = {cell: 1 + CELLS[cell].states for cell in CELLS}
+
+
+def results_of(cell: str, output: tuple[Tensor, ...], return_states: bool) -> tuple[Tensor, ...]:
     """Of what a saving operator returns, y, the final states and, where asked for, c of every step."""
-    results = tuple(output[: 1 + CELLS[cell].states])
+    results = output[: _RESULTS[cell]]
     return (*results, output[4]) if return_states else results
 
 
@@ -284,8 +296,18 @@ def run_below_autograd(op: Any, *args: Any) -> Any:
         return op(*args)
 
 
-def _run_backward_operator(cell: str, *args: Any) -> Any:
-    return run_below_autograd(BACKWARD[cell], *args)
+def _call_backward(cell: str, *args: Any) -> Any:
+    return BACKWARD[cell](*args)
+
+
+def _call_backward_below_autograd(cell: str, *args: Any) -> Any:
+    with torch._C._AutoDispatchBelowAutograd():
+        return BACKWARD[cell](*args)
+
+
+def _of_c(cell: str, dc_n: TensorOrNone, dc: TensorOrNone) -> tuple[TensorOrNone, TensorOrNone]:
+    """The gradients of c, if the cell has it: a transform may make up some for the results of no elements."""
+    return (dc_n, dc) if CELLS[cell].states == 2 else (None, None)
 
 
 class LSTMFunction(_LayerFunction):

@@ -7,7 +7,7 @@ computed in float32), on the CPU.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -18,7 +18,7 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 
 from . import cuda, projection, reference, reset_before
-from .autograd import FUNCTIONS, NO_MASKS, EagerFunction, reference_layer, results_of, run_below_autograd
+from .autograd import FUNCTIONS, NO_MASKS, reference_layer, results_of, run_below_autograd, run_eagerly
 from .ops import FORWARD, SAVING, Masks
 from .reset_before import GRU_RESET_BEFORE
 
@@ -174,7 +174,7 @@ def lstm_cell(
     """
     if hx is not None:
         _check_pair("lstm_cell", hx)
-    h, c = _cell("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
+    _, h, c = _cell("lstm", input, hx, (w_ih, w_hh, b_ih, b_hh))
     return h, c
 
 
@@ -194,7 +194,7 @@ def gru_cell(
     """
     states, weights = None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh)
     if reset_after:
-        return _cell("gru", input, states, weights)[0]
+        return _cell("gru", input, states, weights)[1]
     _check_cell(input, states, weights)
     return reference.gru_reset_before_step(input, states or (input.new_zeros(len(input), w_hh.shape[1]),), *weights)[0]
 
@@ -211,7 +211,7 @@ def rnn_tanh_cell(
 
     Errors as torch.rnn_tanh_cell.
     """
-    return _cell("rnn_tanh", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    return _cell("rnn_tanh", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[1]
 
 
 def rnn_relu_cell(
@@ -226,7 +226,7 @@ def rnn_relu_cell(
 
     Errors as torch.rnn_relu_cell.
     """
-    return _cell("rnn_relu", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[0]
+    return _cell("rnn_relu", input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh))[1]
 
 
 def _check_pair(name: str, hx: Sequence[Tensor]) -> None:
@@ -287,13 +287,9 @@ def network(
             "fusedrnn's CUDA kernels do not serve PackedSequence, lengths, resets, detach_every and return_states yet; "
             "its CPU kernels do"
         )
-    layers = 2 * num_layers if bidirectional else num_layers
-    each, left = divmod(len(weights), max(layers, 1))
-    if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
-        raise RuntimeError(
-            f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
-            f"got {len(weights)}"
-        )
+    single = num_layers == 1 and not bidirectional and len(weights) in (2, 4) and cell != GRU_RESET_BEFORE
+    if not single:
+        _check_count(cell, weights, 2 * num_layers if bidirectional else num_layers)
     if cell == "lstm" and states is not None:
         _check_pair(cell, states)
     tokens = None
@@ -304,14 +300,29 @@ def network(
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
-    if layers == 1 and not each % 2 and cell != GRU_RESET_BEFORE:
+    if not x.is_cpu or torch._C._is_any_autocast_enabled() or is_compiling():
+        x, states, weights = _prepared(x, states, weights)
+    try:
+        if not single:
+            return _stack(
+                cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute, masks,
+                return_states,
+            )  # fmt: skip
         group = weights if len(weights) == 4 else (*weights, None, None)
-        results = _checked(_layer, cell, x, states, group, tokens, batch_first, False, recompute, masks, return_states)
+        results = _layer(cell, x, states, group, tokens, batch_first, False, recompute, masks, return_states)
         return _with_cells(results, (results[-1],), batch_first) if return_states else results
-    return _checked(
-        _stack, cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute, masks,
-        return_states,
-    )  # fmt: skip
+    except RuntimeError:  # NotImplementedError is one
+        _check_served(x, states, weights)
+        raise
+
+
+def _check_count(cell: str, weights: Sequence[Tensor], layers: int) -> None:
+    each, left = divmod(len(weights), max(layers, 1))
+    if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
+        raise RuntimeError(
+            f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
+            f"got {len(weights)}"
+        )
 
 
 def _with_cells(results: Sequence[Tensor], cells: Sequence[Tensor], batch_first: bool) -> tuple[Tensor, ...]:
@@ -395,30 +406,43 @@ def _layer(
     if forward_ad._current_level >= 0:
         return reference_layer(cell, x, states, weights, tokens, batch_first, reverse, masks, return_states)
     h0, c0 = (None, None) if states is None else states if len(states) == 2 else (states[0], None)
-    args = (x, h0, c0, *weights, tokens, batch_first, reverse)
+    w_ih, w_hh, b_ih, b_hh = weights
+    assert w_hh is not None
+    if is_compiling() or torch._C._get_tracing_state() is not None or maybe_current_level() is not None:
+        args = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse)
+        return _transformed_layer(cell, args, recompute, masks, return_states)
+    if torch.is_grad_enabled() and (w_hh.requires_grad or torch._C._any_requires_grad(x, h0, c0, w_ih, b_ih, b_hh)):
+        options = (cell, return_states, (tokens, batch_first, reverse, recompute, *masks))
+        return run_eagerly(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+    op: Any = FORWARD[cell]
+    last: tuple[Any, ...] = () if masks is NO_MASKS else masks[:3]
+    if return_states:  # c is among what backward needs
+        op, last = SAVING[cell], (True, *masks)
+    args = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, *last)
+    # In inference mode nothing is recorded anyway.
+    results = op(*args) if torch.is_inference_mode_enabled() else run_below_autograd(op, *args)
+    return results_of(cell, results, True) if return_states else results
+
+
+def _transformed_layer(
+    cell: str, args: tuple[Any, ...], recompute: bool, masks: Masks, return_states: bool
+) -> tuple[Tensor, ...]:
+    """:func:`_layer` while torch.compile or torch.jit.trace looks on, or inside a transform of torch.func."""
+    if not is_compiling() and torch._C._get_tracing_state() is None:
+        # Inside a transform of torch.func, requires_grad does not tell.
+        return results_of(cell, FUNCTIONS[cell].apply(cell, *args, recompute, *masks), return_states)
     if is_compiling():
         if torch.is_grad_enabled() and _inside_transform():
             # The operator has no derivative that torch.func can trace: the loop over steps has.
+            x, h0, c0, *weights, tokens, batch_first, reverse = args
+            states = None if h0 is None else (h0,) if c0 is None else (h0, c0)
             return reference_layer(cell, x, states, weights, tokens, batch_first, reverse, masks, return_states)
         # The operator is one node of the graph, and has the same backward.
-        if return_states or (torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)):
-            return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
-        return FORWARD[cell](*args, *masks[:3])
-    if torch._C._get_tracing_state() is not None:
-        # torch.jit.trace: the same graph with and without gradients, as its check demands.
-        return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
-    if maybe_current_level() is not None:
-        # Inside a transform of torch.func, requires_grad does not tell.
-        return results_of(cell, FUNCTIONS[cell].apply(cell, *args, recompute, *masks), return_states)
-    inference = torch.is_inference_mode_enabled()
-    if not inference and torch.is_grad_enabled() and torch._C._any_requires_grad(*args):
-        return EagerFunction.apply(cell, return_states, *args, recompute, *masks)
-    op: Any = FORWARD[cell]
-    last: tuple[Any, ...] = masks[:3]
-    if return_states:  # c is among what backward needs
-        op, last = SAVING[cell], (True, *masks)
-    results = op(*args, *last) if inference else run_below_autograd(op, *args, *last)
-    return results_of(cell, results, True) if return_states else results
+        records = torch.is_grad_enabled() and any(isinstance(a, Tensor) and a.requires_grad for a in args)
+        if not (records or return_states):
+            return FORWARD[cell](*args, *masks[:3])
+    # torch.jit.trace records the same graph with and without gradients, as its check demands.
+    return results_of(cell, SAVING[cell](*args, recompute, *masks), return_states)
 
 
 @torch.compiler.assume_constant_result
@@ -439,23 +463,13 @@ def _check_tokens(tokens: Tensor, embedding: Tensor, w_ih: Tensor) -> None:
         )
 
 
-def _checked(
-    run: Callable[..., Any], cell: str, x: Tensor, states: States | None, weights: Sequence[Tensor | None], *args: Any
-) -> Any:
-    """run(cell, x, states, weights, ...), with an error that says what is not served, or which tensors do not fit.
-
-    The operators refuse whatever they cannot take, so looking at every tensor can wait until they have.
-    """
+def _prepared(x: Tensor, states: States | None, weights: Sequence[Any]) -> tuple[Tensor, States | None, Sequence[Any]]:
+    """The tensors as the operators take them, where a look at them cannot wait until an operator has refused them."""
     if is_compiling() or torch._C._is_any_autocast_enabled():
         x, states, weights = _autocast(x, states, weights)
     if is_compiling() or not (x.is_cpu or x.is_cuda):
         _check_served(x, states, weights)
-        return run(cell, x, states, weights, *args)
-    try:
-        return run(cell, x, states, weights, *args)
-    except RuntimeError:  # NotImplementedError is one
-        _check_served(x, states, weights)
-        raise
+    return x, states, weights
 
 
 def _autocast(
@@ -496,13 +510,16 @@ def _dropout(x: Tensor, p: float, batch_first: bool) -> Tensor:
 
 
 def _cell(cell: str, x: Tensor, states: States | None, weights: Sequence[Tensor | None]) -> tuple[Tensor, ...]:
-    """One step: the new states, or the errors of torch's own cells."""
-    if is_compiling() or x.dim() != 2:
-        _check_cell(x, states, weights)
+    """One step: y, which is h', and the new states, or the errors of torch's own cells."""
+    if x.dim() != 2 or not x.is_cpu or torch._C._is_any_autocast_enabled() or is_compiling():
+        if x.dim() != 2 or is_compiling():
+            _check_cell(x, states, weights)
+        x, states, weights = _prepared(x, states, weights)
     try:
-        return _checked(_layer, cell, x, states, weights)[1:]
+        return _layer(cell, x, states, weights)
     except RuntimeError:
         _check_cell(x, states, weights)
+        _check_served(x, states, weights)
         raise
 
 

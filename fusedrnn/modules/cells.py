@@ -16,23 +16,16 @@ from .scripting import NotScriptable
 class _Cell(NotScriptable, nn.RNNCellBase):
     """What the three share."""
 
-    def _is_batched(self, input: Tensor) -> bool:
-        dims = input.dim()
-        if dims not in (1, 2):
-            raise ValueError(f"{type(self).__name__}: Expected input to be 1D or 2D, got {dims}D instead")
-        return dims == 2
+    def _check_dimensions(self, name: str, t: Tensor) -> None:
+        if t.dim() not in (1, 2):
+            raise ValueError(f"{type(self).__name__}: Expected {name} to be 1D or 2D, got {t.dim()}D instead")
 
-    def _weights(self) -> list[Any]:
+    def _weights(self) -> tuple[Any, Any, Any, Any]:
         parameters = self._parameters
         try:  # the lookup of a module's attribute is slow
-            return [
-                parameters["weight_ih"],
-                parameters["weight_hh"],
-                parameters["bias_ih"],
-                parameters["bias_hh"],
-            ]
+            return parameters["weight_ih"], parameters["weight_hh"], parameters["bias_ih"], parameters["bias_hh"]
         except KeyError:  # parametrized ones are attributes
-            return [self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh]
+            return self.weight_ih, self.weight_hh, self.bias_ih, self.bias_hh
 
 
 class _OneStateCell(_Cell):
@@ -40,13 +33,16 @@ class _OneStateCell(_Cell):
         raise NotImplementedError
 
     def forward(self, input: Tensor, hx: Tensor | None = None) -> Tensor:
-        batched = self._is_batched(input)
-        if hx is not None and hx.dim() not in (1, 2):
-            raise ValueError(f"{type(self).__name__}: Expected hidden to be 1D or 2D, got {hx.dim()}D instead")
+        batched = input.dim() == 2
+        if not batched:
+            self._check_dimensions("input", input)
+        if hx is not None and hx.dim() != 2:
+            self._check_dimensions("hidden", hx)
+        w_ih, w_hh, b_ih, b_hh = self._weights()
         if batched:
-            return self._step()(input, hx, *self._weights())
+            return self._step()(input, hx, w_ih, w_hh, b_ih, b_hh)
         hx = None if hx is None else hx.unsqueeze(0)
-        return self._step()(input.unsqueeze(0), hx, *self._weights()).squeeze(0)
+        return self._step()(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh).squeeze(0)
 
 
 class LSTMCell(_Cell):
@@ -72,18 +68,21 @@ class LSTMCell(_Cell):
         super().__init__(input_size, hidden_size, bias, num_chunks=4, device=device, dtype=dtype)
 
     def forward(self, input: Tensor, hx: Sequence[Tensor] | None = None) -> tuple[Tensor, Tensor]:
-        batched = self._is_batched(input)
+        batched = input.dim() == 2
+        if not batched:
+            self._check_dimensions("input", input)
         if isinstance(hx, Tensor):
             raise TypeError("LSTMCell: Expected hx to be a pair of tensors (h, c), got one tensor")
         if hx is not None:
             for i, s in enumerate(hx):
-                if s.dim() not in (1, 2):
-                    raise ValueError(f"LSTMCell: Expected hx[{i}] to be 1D or 2D, got {s.dim()}D instead")
-        if not batched:
-            input = input.unsqueeze(0)
-            hx = None if hx is None else tuple(s.unsqueeze(0) for s in hx)
-        h, c = functional.lstm_cell(input, hx, *self._weights())
-        return (h, c) if batched else (h.squeeze(0), c.squeeze(0))
+                if s.dim() != 2:
+                    self._check_dimensions(f"hx[{i}]", s)
+        w_ih, w_hh, b_ih, b_hh = self._weights()
+        if batched:
+            return functional.lstm_cell(input, hx, w_ih, w_hh, b_ih, b_hh)
+        hx = None if hx is None else tuple(s.unsqueeze(0) for s in hx)
+        h, c = functional.lstm_cell(input.unsqueeze(0), hx, w_ih, w_hh, b_ih, b_hh)
+        return h.squeeze(0), c.squeeze(0)
 
 
 class GRUCell(_OneStateCell):

@@ -54,9 +54,7 @@ class _Layers(NotScriptable, nn.RNNBase):
             return [getattr(self, name) for name in names]
 
     def _dropped(self, weights: Sequence[Tensor]) -> Sequence[Tensor]:
-        """The weights of one call: the parameters, and in training copies of the recurrent ones with zeros."""
-        if not (self.weight_drop and self.training):
-            return weights
+        """The weights of one call in training: copies of the recurrent ones with zeros in the place of some."""
         return [
             F.dropout(weight, self.weight_drop) if name.startswith("weight_hh") else weight
             for name, weight in zip(self._flat_weights_names, weights, strict=True)
@@ -159,17 +157,22 @@ class _Layers(NotScriptable, nn.RNNBase):
         return_states: bool,
     ) -> tuple[Tensor, ...]:
         """The layers over batched input. What does not fit is refused further down, and only then looked for."""
+        weights, dropout = self._weights(), 0.0
+        if self.training:
+            dropout = self.dropout
+            if self.weight_drop:
+                weights = self._dropped(weights)
         try:
             return functional.network(
                 cell,
                 input,
                 states,
-                self._dropped(self._weights()),
+                weights,
                 embedding,
                 self.num_layers,
                 self.bidirectional,
                 self.batch_first,
-                self.dropout if self.training else 0.0,
+                dropout,
                 self.recompute,
                 masks,
                 return_states,
@@ -193,14 +196,16 @@ class _Layers(NotScriptable, nn.RNNBase):
 
     def _check_dimensions(self, hx: Sequence[Tensor], batched: bool) -> None:
         dims = 3 if batched else 2
-        given = tuple(h.dim() for h in hx[: 2 if self.mode == "LSTM" else 1])
-        if all(n == dims for n in given):
+        for h in hx[:2]:
+            if h.dim() != dims:
+                break
+        else:
             return
         kind = f"{'batched' if batched else 'unbatched'} {dims}-D"
         if self.mode != "LSTM":
-            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {given[0]}-D tensor")
+            raise RuntimeError(f"For {kind} input, hx should also be {dims}-D but got {hx[0].dim()}-D tensor")
         raise RuntimeError(
-            f"For {kind} input, hx and cx should also be {dims}-D but got ({given[0]}-D, {given[1]}-D) tensors"
+            f"For {kind} input, hx and cx should also be {dims}-D but got ({hx[0].dim()}-D, {hx[1].dim()}-D) tensors"
         )
 
 
