@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch._C._functorch import maybe_current_level
+from torch._C._functorch import maybe_current_level, unwrap_if_dead
 from torch.autograd import forward_ad
 from torch.compiler import is_compiling
 from torch.nn import functional as F
@@ -413,7 +413,9 @@ def _layer(
         return _transformed_layer(cell, args, recompute, masks, return_states)
     if torch.is_grad_enabled() and (w_hh.requires_grad or torch._C._any_requires_grad(x, h0, c0, w_ih, b_ih, b_hh)):
         options = (cell, return_states, (tokens, batch_first, reverse, recompute, *masks))
-        return run_eagerly(options, x, h0, c0, w_ih, w_hh, b_ih, b_hh)
+        # A tensor that a transform has let out is what it held, as the dispatcher takes it.
+        tensors = [t if t is None else unwrap_if_dead(t) for t in (x, h0, c0, w_ih, w_hh, b_ih, b_hh)]
+        return run_eagerly(options, *tensors)
     op: Any = FORWARD[cell]
     last: tuple[Any, ...] = () if masks is NO_MASKS else masks[:3]
     if return_states:  # c is among what backward needs

@@ -61,6 +61,25 @@ def detached(module: nn.Module) -> dict[str, Tensor]:
     return {name: p.detach() for name, p in module.named_parameters()}
 
 
+@each_module
+def test_a_tensor_that_a_transform_has_let_out_is_what_it_held(kind: Kind) -> None:
+    module = kind.ours(3, 4, dtype=f64)
+    x, scale = kind.example(module, hx=False)[0].detach(), torch.tensor(1.5, dtype=f64, requires_grad=True)
+    let_out: list[Tensor] = []
+
+    def loss(x: Tensor) -> Tensor:
+        let_out.append(x * scale)
+        return x.sum()
+
+    grad(loss)(x)
+
+    def gradient(x: Tensor) -> Tensor:
+        y = flatten(module(x))[0]
+        return torch.autograd.grad(y.sin().sum(), scale)[0]
+
+    assert torch.equal(gradient(let_out[0]), gradient(x * scale))
+
+
 # ------------------------------------------------------------------------------------------------------- derivatives
 
 
