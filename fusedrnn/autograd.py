@@ -291,9 +291,9 @@ def results_of(cell: str, output: tuple[Tensor, ...], return_states: bool) -> tu
 
 
 def run_below_autograd(op: Any, *args: Any) -> Any:
-    """Calls an operator without recording it, which spares the dispatcher a call of Python."""
+    """Calls an operator without recording it, which spares the dispatcher a call of Python, and OpOverload another."""
     with torch._C._AutoDispatchBelowAutograd():
-        return op(*args)
+        return op._op(*args)
 
 
 def _call_backward(cell: str, *args: Any) -> Any:
@@ -301,8 +301,7 @@ def _call_backward(cell: str, *args: Any) -> Any:
 
 
 def _call_backward_below_autograd(cell: str, *args: Any) -> Any:
-    with torch._C._AutoDispatchBelowAutograd():
-        return BACKWARD[cell](*args)
+    return run_below_autograd(BACKWARD[cell], *args)
 
 
 def _of_c(cell: str, dc_n: TensorOrNone, dc: TensorOrNone) -> tuple[TensorOrNone, TensorOrNone]:

@@ -422,7 +422,7 @@ def _layer(
         op, last = SAVING[cell], (True, *masks)
     args = (x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, *last)
     # In inference mode nothing is recorded anyway.
-    results = op(*args) if torch.is_inference_mode_enabled() else run_below_autograd(op, *args)
+    results = op._op(*args) if torch.is_inference_mode_enabled() else run_below_autograd(op, *args)
     return results_of(cell, results, True) if return_states else results
 
 
