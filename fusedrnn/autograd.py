@@ -105,14 +105,21 @@ def reference_layer(
     masks: Masks = NO_MASKS,
     return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """What an operator returns of y, the final states and, where asked for, c of every step, in plain PyTorch."""
-    if tokens is not None:
-        x = torch.nn.functional.embedding(tokens, x)
+    """What an operator returns of y, the final states and, where asked for, c of every step, in plain PyTorch.
+
+    With w_hr after the other weights, h is projected, which no operator does.
+    """
     batch_sizes, lengths, resets, detach_every = masks
+    if tokens is not None:
+        if lengths is not None:  # a token behind an end may be no row of the table
+            over = reference.ended(lengths, tokens.shape[1 if batch_first else 0], batch_first)
+            tokens = tokens.masked_fill(over, 0)
+        x = torch.nn.functional.embedding(tokens, x)
     place = None  # of each row of a packed sequence in the padded one, and back
     if batch_sizes is not None:
         batch_first = False
-        lengths, place, padded = reference.packed_places(batch_sizes, x.device)
+        batch: Any = batch_sizes[0].item() if states is None else states[0].shape[-2]
+        lengths, place, padded = reference.packed_places(batch_sizes, x.shape[0], batch, x.device)
         x, resets = x[padded], None if resets is None else resets[padded]
     one_step = x.dim() == 2
     if one_step:
@@ -121,7 +128,8 @@ def reference_layer(
     if states is None:
         w_hh = weights[1]
         assert w_hh is not None
-        starts = (x.new_zeros(x.shape[0 if batch_first else 1], w_hh.shape[1]),) * CELLS[cell].states
+        widths = (w_hh.shape[1], w_hh.shape[0] // CELLS[cell].gates)[: CELLS[cell].states]  # of h, and of c
+        starts = tuple(x.new_zeros(x.shape[0 if batch_first else 1], width) for width in widths)
     else:
         starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)
     all_states, ends = reference.unroll(

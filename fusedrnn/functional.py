@@ -19,7 +19,7 @@ from torch.nn import functional as F
 
 from . import cuda, projection, reference, reset_before
 from .autograd import FUNCTIONS, NO_MASKS, reference_layer, results_of, run_below_autograd, run_eagerly
-from .ops import FORWARD, SAVING, Masks
+from .ops import FORWARD, SAVING, Masks, check_masks
 from .reset_before import GRU_RESET_BEFORE
 
 __all__ = ["gru", "gru_cell", "lstm", "lstm_cell", "rnn", "rnn_relu_cell", "rnn_tanh_cell"]
@@ -56,8 +56,8 @@ def lstm(
         weights: for each layer and direction w_ih ``[4H, I]`` (``[4H, D*H]`` above the first layer), w_hh ``[4H, H]``
             and, in all of them or in none, b_ih and b_hh ``[4H]``: the order of nn.LSTM's parameters. With w_hr
             ``[P, H]`` after these, h is projected to P units: w_hh is ``[4H, P]``, h0, h_n and y
-            have P in the place of H, and the layers above take D*P inputs. There is no kernel for it: it loops over
-            the steps, as nn.LSTM does (:mod:`fusedrnn.projection`).
+            have P in the place of H, and the layers above take D*P inputs; c keeps H. There is no kernel for it: it
+            loops over the steps, as nn.LSTM does (:mod:`fusedrnn.projection`).
         embedding: a table ``[V, I]`` whose rows the tokens pick: the same as ``input=F.embedding(tokens, embedding)``,
             but where V < T*B, on the CPU, each row is projected once, and each token's gradient is added to its row's
             before the products of backward.
@@ -75,16 +75,16 @@ def lstm(
         return_states: also return c of every step, of the last layer.
 
     Returns:
-        y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``; with return_states also c,
-        shaped as y.
+        y ``[T, B, D*H]`` (batch first where asked) and ``(h_n, c_n)``, each ``[L*D, B, H]``; with return_states also c
+        ``[T, B, D*H]``, in the form of y.
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
             table (on a GPU that is an error of the device, as in F.embedding), and for T = 0.
         ValueError: for detach_every below 1, or with bidirectional.
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, or on devices
-            other than the CPU and, where there are CUDA kernels, CUDA devices; and on CUDA, or with projections, for
-            batch_sizes, lengths, resets, detach_every and return_states.
+            other than the CPU and, where there are CUDA kernels, CUDA devices; and on CUDA for batch_sizes, lengths,
+            resets, detach_every and return_states.
 
     Under torch.autocast all tensors but those of float64 are cast to its dtype, and so are the results.
     """
@@ -299,6 +299,9 @@ def network(
         if not torch.is_grad_enabled() or embedding.shape[0] < x.numel():
             tokens, x = x, embedding
         else:
+            if masks.lengths is not None:  # a token behind an end may be no row of the table
+                check_masks(masks, x.shape, x.shape[0 if batch_first else 1])
+                x = x.masked_fill(reference.ended(masks.lengths, x.shape[1 if batch_first else 0], batch_first), 0)
             x = _embedded(x, embedding)
     if not x.is_cpu or torch._C._is_any_autocast_enabled() or is_compiling():
         x, states, weights = _prepared(x, states, weights)
@@ -351,11 +354,11 @@ def _stack(
     projected = each % 2  # w_hr comes last
     groups = [(*weights[i : i + each - projected], None, None)[:4] for i in range(0, len(weights), each)]
     projections = weights[each - 1 :: each] if projected else ()
-    without_kernel = projected or cell == GRU_RESET_BEFORE
+    without_kernel = cell == GRU_RESET_BEFORE
     if without_kernel and (recompute or return_states or masks is not NO_MASKS):
         raise NotImplementedError(
             "fusedrnn does not serve recompute, PackedSequence, lengths, resets, detach_every and return_states for "
-            + ("an LSTM with a projection" if projected else "a GRU with the reset before the matrix product")
+            "a GRU with the reset before the matrix product"
         )
     starts: list[States | None] = [None] * len(groups)
     if states is not None:
@@ -370,14 +373,13 @@ def _stack(
         ys, cells = [], []
         with_cells = return_states and first + directions == len(groups)
         for i in range(first, first + directions):
+            how = tokens, batch_first, i > first, recompute, masks, with_cells
             if projected:
-                y, *end = projection.layer(x, starts[i], groups[i], projections[i], tokens, batch_first, i > first)
+                y, *end = projection.layer(x, starts[i], groups[i], projections[i], *how)
             elif without_kernel:
                 y, *end = reset_before.layer(x, starts[i], groups[i], tokens, batch_first, i > first)
             else:
-                y, *end = _layer(
-                    cell, x, starts[i], groups[i], tokens, batch_first, i > first, recompute, masks, with_cells
-                )
+                y, *end = _layer(cell, x, starts[i], groups[i], *how)
             ys.append(y)
             if with_cells:
                 cells.append(end.pop())

@@ -21,6 +21,7 @@ out of what is saved, and backward computes them again. saved and c have time fi
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, NamedTuple
 
@@ -44,6 +45,33 @@ class Masks(NamedTuple):
     lengths: Tensor | None = None
     resets: Tensor | None = None
     detach_every: int = 0
+
+
+def check_masks(masks: Masks, lead: Sequence[int], batch: int | torch.SymInt) -> None:
+    """Refuses, as the kernels do, masks whose dtypes or shapes do not fit; the values are not looked at.
+
+    Args:
+        lead: the dimensions that resets must have.
+        batch: B, of lengths.
+    """
+    batch_sizes, lengths, resets, _ = masks
+    if batch_sizes is not None and lengths is not None:
+        raise RuntimeError("fusedrnn: expected batch_sizes or lengths, not both")
+    if batch_sizes is not None:
+        _check_mask("batch_sizes", batch_sizes, torch.int64, [batch_sizes.numel()])
+    if lengths is not None:
+        _check_mask("lengths", lengths, torch.int64, [batch])
+    if resets is not None:
+        _check_mask("resets", resets, torch.bool, lead)
+
+
+def _check_mask(name: str, t: Tensor, dtype: torch.dtype, size: Sequence[int | torch.SymInt]) -> None:
+    # Not torch._check, whose messages torch.compile cannot trace.
+    if t.dtype != dtype:
+        expected, given = (str(d).removeprefix("torch.") for d in (dtype, t.dtype))
+        raise RuntimeError(f"fusedrnn: expected {name} of dtype {expected}, got {given}")
+    if t.dim() != len(size) or any(a != b for a, b in zip(t.shape, size, strict=True)):
+        raise RuntimeError(f"fusedrnn: expected {name} of shape {list(size)}, got {list(t.shape)}")
 
 
 @dataclass(frozen=True)
@@ -101,14 +129,7 @@ def _define_fakes(cell: str) -> None:
             lambda: f"fusedrnn: expected h0 of shape {state}, got {list(h0.shape)}",
         )
         lead = rows.shape[:1] if one_step or packed else rows.shape[:2]
-        torch._check(
-            resets is None or (resets.dtype == torch.bool and resets.shape == lead),
-            lambda: f"fusedrnn: expected resets of dtype bool and shape {list(lead)}, got {list(resets.shape)}",
-        )
-        torch._check(
-            lengths is None or (lengths.dtype == torch.int64 and lengths.dim() == 1 and lengths.shape[0] == batch),
-            lambda: f"fusedrnn: expected lengths of dtype int64 and shape {[batch]}, got {list(lengths.shape)}",
-        )
+        check_masks(Masks(batch_sizes, lengths, resets), lead, batch)
         return (x.new_empty(*lead, hidden), *(x.new_empty(state) for _ in range(shape.states)))
 
     @torch.library.register_fake(f"fusedrnn::{cell}_saving")

@@ -1,4 +1,4 @@
-"""The LSTM with a projection, h' = W_hr (o * tanh(c')), in PyTorch's own operations, step by step.
+"""The LSTM with a projection, h' = W_hr (o * tanh(c')), by the reference, step by step.
 
 Sak, Senior and Beaufays, "Long short-term memory recurrent neural network architectures for large scale acoustic
 modeling" (2014).
@@ -11,10 +11,16 @@ all outputs, but with 4 H² multiply-adds a step and row instead of 5 H P.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from itertools import pairwise
 
 import torch
 from torch import Tensor
-from torch.nn import functional as F
+from torch._C._functorch import maybe_current_level
+from torch.compiler import is_compiling
+from torch.utils.checkpoint import checkpoint
+
+from .autograd import NO_MASKS, reference_layer
+from .ops import Masks, check_masks
 
 
 def layer(
@@ -25,39 +31,35 @@ def layer(
     tokens: Tensor | None,
     batch_first: bool,
     reverse: bool,
-) -> tuple[Tensor, Tensor, Tensor]:
+    recompute: bool = False,
+    masks: Masks = NO_MASKS,
+    return_states: bool = False,
+) -> tuple[Tensor, ...]:
     """One layer in one direction over a whole sequence, with a projection to P units.
 
     Args:
-        x: ``[T, B, I]``, or ``[B, T, I]`` with batch_first; with tokens, the table that they pick from.
+        x: ``[T, B, I]``, or ``[B, T, I]`` with batch_first, or packed ``[N, I]``; with tokens, the table that they pick
+            from.
         states: ``(h, c)``, ``[1, B, P]`` and ``[1, B, H]``, or None for zeros.
         weights: w_ih ``[4H, I]``, w_hh ``[4H, P]``, b_ih and b_hh ``[4H]`` or None.
         w_hr: ``[P, H]``.
+        recompute: keep nothing but the arguments for backward, which runs the steps again. Not under transforms of
+            torch.func, which have no hooks for it.
 
     Returns:
-        y ``[T, B, P]``, h_n ``[1, B, P]`` and c_n ``[1, B, H]``.
+        y ``[T, B, P]``, h_n ``[1, B, P]``, c_n ``[1, B, H]``, and with return_states c of every step, time first.
     """
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh, *_ = weights
     assert w_ih is not None and w_hh is not None
     _check_weights(x, w_ih, w_hh, w_hr)
-    if tokens is not None:
-        x = F.embedding(tokens, x)
-    time = 1 if batch_first else 0
-    B, (P, H) = x.shape[1 - time], w_hr.shape
-    if states is None:
-        h, c = x.new_zeros(B, P), x.new_zeros(B, H)
-    else:
-        _check_states(states, B, P, H)
-        h, c = (s.squeeze(0) for s in states)
-    projected = F.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh).unbind(time)
-    outputs = []
-    for gates in reversed(projected) if reverse else projected:
-        i, f, g, o = torch.addmm(gates, h, w_hh.t()).chunk(4, 1)
-        c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
-        h = (o.sigmoid() * c.tanh()) @ w_hr.t()
-        outputs.append(h)
-    y = torch.stack(outputs[::-1] if reverse else outputs, time)
-    return y, h.unsqueeze(0), c.unsqueeze(0)
+    steps = x if tokens is None else tokens
+    B = _check_masks(steps, masks, batch_first)
+    if states is not None:
+        _check_states(states, B, *w_hr.shape)
+    args = "lstm", x, states, (*weights, w_hr), tokens, batch_first, reverse, masks, return_states
+    if recompute and torch.is_grad_enabled() and maybe_current_level() is None:
+        return checkpoint(reference_layer, *args, use_reentrant=False, preserve_rng_state=False)
+    return reference_layer(*args)
 
 
 def _check_weights(x: Tensor, w_ih: Tensor, w_hh: Tensor, w_hr: Tensor) -> None:
@@ -73,3 +75,35 @@ def _check_states(states: Sequence[Tensor], B: int, P: int, H: int) -> None:
     for i, (state, size) in enumerate(zip(states, ((1, B, P), (1, B, H)), strict=True)):
         if state.shape != size:
             raise RuntimeError(f"Expected hidden[{i}] size {size}, got {list(state.shape)}")
+
+
+def _check_masks(steps: Tensor, masks: Masks, batch_first: bool) -> int:
+    """Refuses what the kernels refuse, values where they can be read, and returns B."""
+    batch_sizes, lengths, resets, _ = masks
+    for name, mask in (("lengths", lengths), ("resets", resets)):
+        if mask is not None and mask.device != steps.device:
+            raise RuntimeError(f"fusedrnn: expected {name} on {steps.device}, as x is, got {mask.device}")
+    values_known = not is_compiling() and maybe_current_level() is None and not steps.is_meta
+    if batch_sizes is not None:
+        B = int(batch_sizes.flatten()[0])
+        check_masks(masks, steps.shape[:1], B)
+        if values_known:
+            _check_batch_sizes(batch_sizes.tolist(), len(steps))
+        return B
+    T, B = steps.shape[:2] if not batch_first else steps.shape[1::-1]
+    check_masks(masks, steps.shape[:2], B)
+    if values_known and lengths is not None:
+        wrong = lengths[(lengths < 0) | (lengths > T)]
+        if len(wrong):
+            raise RuntimeError(f"fusedrnn: expected lengths from 0 to {T}, got {wrong[0].item()}")
+    return B
+
+
+def _check_batch_sizes(sizes: list[int], rows: int) -> None:
+    for t, (before, size) in enumerate(pairwise([sizes[0], *sizes])):
+        if not 0 < size <= before:
+            raise RuntimeError(
+                f"fusedrnn: expected batch_sizes that are positive and do not increase, got {size} for step {t}"
+            )
+    if sum(sizes) != rows:
+        raise RuntimeError(f"fusedrnn: expected batch_sizes of sum {rows}, the rows of x, got {sum(sizes)}")

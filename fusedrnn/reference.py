@@ -12,6 +12,7 @@ r, z, n for the GRU.
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -20,40 +21,45 @@ from torch.nn import functional as F
 States = tuple[Tensor, ...]
 
 
-def lstm_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None, w_hr=None) -> States:
+def _projected(x: Tensor, w_ih: Tensor | None, b_ih: Tensor | None) -> Tensor:
+    """W_ih x + b_ih; x is that already where w_ih is None."""
+    return x if w_ih is None else F.linear(x, w_ih, b_ih)
+
+
+def lstm_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: Tensor, b_ih=None, b_hh=None, w_hr=None) -> States:
     """One LSTM step (Hochreiter and Schmidhuber 1997, with the forget gate of Gers et al. 2000).
 
     i, f, o = sigmoid(.), g = tanh(.), c' = f * c + i * g, h' = o * tanh(c'). Returns ``(h', c')``.
     With w_hr ``[P, H]``, h' is projected to P units (Sak et al. 2014).
     """
     h, c = states
-    i, f, g, o = (F.linear(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
-    c = f.sigmoid() * c + i.sigmoid() * g.tanh()
+    i, f, g, o = (_projected(x, w_ih, b_ih) + F.linear(h, w_hh, b_hh)).chunk(4, -1)
+    c = torch.addcmul(f.sigmoid() * c, i.sigmoid(), g.tanh())
     h = o.sigmoid() * c.tanh()
     return h if w_hr is None else F.linear(h, w_hr), c
 
 
-def gru_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+def gru_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
     """One GRU step (Cho et al. 2014), reset after the matrix product as in cuDNN and nn.GRU.
 
     n = tanh(x_n + r * (W_hn h + b_hn)), h' = (1 - z) * n + z * h. Returns ``(h',)``.
     """
     (h,) = states
-    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    x_r, x_z, x_n = _projected(x, w_ih, b_ih).chunk(3, -1)
     h_r, h_z, h_n = F.linear(h, w_hh, b_hh).chunk(3, -1)
     r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
     n = (x_n + r * h_n).tanh()
     return (n + z * (h - n),)
 
 
-def gru_reset_before_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+def gru_reset_before_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
     """One GRU step with the reset before the matrix product, as Cho et al. (2014) print it.
 
     n = tanh(x_n + W_hn (r * h) + b_hn), and the rest of :func:`gru_step`. Returns ``(h',)``.
     """
     (h,) = states
     H = h.shape[-1]
-    x_r, x_z, x_n = F.linear(x, w_ih, b_ih).chunk(3, -1)
+    x_r, x_z, x_n = _projected(x, w_ih, b_ih).chunk(3, -1)
     w_rz, w_n = w_hh.split((2 * H, H))
     b_rz, b_n = (None, None) if b_hh is None else b_hh.split((2 * H, H))
     h_r, h_z = F.linear(h, w_rz, b_rz).chunk(2, -1)
@@ -62,14 +68,14 @@ def gru_reset_before_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor,
     return (n + z * (h - n),)
 
 
-def rnn_tanh_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+def rnn_tanh_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
     """One Elman step, h' = tanh(W_ih x + b_ih + W_hh h + b_hh). Returns ``(h',)``."""
-    return ((F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).tanh(),)
+    return ((_projected(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).tanh(),)
 
 
-def rnn_relu_step(x: Tensor, states: States, w_ih: Tensor, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
+def rnn_relu_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: Tensor, b_ih=None, b_hh=None) -> States:
     """One Elman step with max(., 0) in the place of tanh. Returns ``(h',)``."""
-    return ((F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).relu(),)
+    return ((_projected(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)).relu(),)
 
 
 STEPS: dict[str, Callable[..., States]] = {
@@ -110,7 +116,10 @@ def unroll(
     """
     step = STEPS[cell]
     time = 1 if batch_first else 0
-    rows = x.unbind(time)
+    if lengths is not None:  # what lies behind an end is not read: it may be NaN
+        x = x.masked_fill(ended(lengths, x.shape[time], batch_first).unsqueeze(-1), 0)
+    w_ih, w_hh, b_ih, b_hh, *w_hr = weights if len(weights) > 2 else (*weights, None, None)
+    rows = _projected(x.flatten(0, 1), w_ih, b_ih).unflatten(0, x.shape[:2]).unbind(time)
     outputs: list[States] = []
     for t in reversed(range(len(rows))) if reverse else range(len(rows)):
         runs = None if lengths is None else (lengths > t).unsqueeze(1)
@@ -120,7 +129,7 @@ def unroll(
         if resets is not None:
             zeroed = resets.select(time, t).unsqueeze(1)
             before = tuple(s.masked_fill(zeroed, 0) for s in before)
-        after = step(rows[t], before, *weights)
+        after = step(rows[t], before, None, w_hh, None, b_hh, *w_hr)
         if runs is None:
             states = after
             outputs.append(after)
@@ -147,18 +156,27 @@ def layer(
     return outputs[0], states
 
 
-def packed_places(batch_sizes: Tensor, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
+def ended(lengths: Tensor, steps: int, batch_first: bool) -> Tensor:
+    """Which steps of each entry come after its end: bool ``[T, B]``, or ``[B, T]`` with ``batch_first``."""
+    over = torch.arange(steps, device=lengths.device) >= lengths.unsqueeze(1)
+    return over if batch_first else over.T
+
+
+def packed_places(batch_sizes: Tensor, rows: int, batch: int, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
     """How a packed sequence of N rows (as in PackedSequence) and a padded one of ``[T, B]`` belong together.
 
     Returns:
         The lengths ``[B]``; for each packed row its padded one, ``[N]``, counted through the steps; and for each padded
         row its packed one, ``[T, B]``, which is 0 where there is none.
     """
-    batch = int(batch_sizes[0])
-    there = torch.arange(batch) < batch_sizes.unsqueeze(1)
-    packed = (batch_sizes.cumsum(0) - batch_sizes).unsqueeze(1) + torch.arange(batch)
-    place = there.flatten().nonzero().squeeze(1)
-    return there.sum(0).to(device), place.to(device), packed.where(there, 0).to(device)
+    ends = batch_sizes.cumsum(0)
+    starts = ends - batch_sizes
+    row, entry = torch.arange(rows), torch.arange(batch)
+    step = torch.searchsorted(ends, row, right=True)
+    place = step * batch + row - starts[step]
+    there = entry < batch_sizes.unsqueeze(1)
+    packed = (starts.unsqueeze(1) + entry).where(there, 0)
+    return there.sum(0).to(device), place.to(device), packed.to(device)
 
 
 def network(
@@ -171,8 +189,9 @@ def network(
     dropout: float = 0.0,
     training: bool = False,
     resets: Tensor | None = None,
+    return_states: bool = False,
     **masks,
-) -> tuple[Tensor, tuple[Tensor, ...]]:
+) -> tuple[Any, ...]:
     """Stacked layers, as nn.LSTM, nn.GRU and nn.RNN stack them; ``resets`` and masks are :func:`unroll`'s.
 
     Args:
@@ -181,7 +200,8 @@ def network(
         dropout: probability of zeroing an output of every layer but the last, when ``training``.
 
     Returns:
-        ``y`` ``[T, B, D*H]`` (batch first where asked) and the final states, each ``[L*D, B, H]``.
+        ``y`` ``[T, B, D*H]`` (batch first where asked) and the final states, each ``[L*D, B, H]``; for an LSTM with
+        ``return_states`` also c of every step of the last layer, shaped as y.
     """
     directions = 2 if bidirectional else 1
     last: list[States] = []
@@ -190,15 +210,16 @@ def network(
     for first in range(0, len(weights), directions):
         if first and training and dropout:
             x = F.dropout(x, dropout)
-        ys = []
+        outputs: list[States] = []
         for d in range(directions):
             start = tuple(s[first + d] for s in states)
-            y, end = layer(cell, x, start, weights[first + d], reverse=d == 1, resets=resets, **masks)
-            ys.append(y)
+            steps, end = unroll(cell, x, start, weights[first + d], reverse=d == 1, resets=resets, **masks)
+            outputs.append(steps)
             last.append(end)
-        x = torch.cat(ys, -1) if bidirectional else ys[0]
-    y = x.transpose(0, 1) if batch_first else x
-    return y, tuple(torch.stack(s) for s in zip(*last, strict=True))
+        x, *cells = (torch.cat(s, -1) for s in zip(*outputs, strict=True))
+    if batch_first:
+        x, *cells = (s.transpose(0, 1) for s in (x, *cells))
+    return x, tuple(torch.stack(s) for s in zip(*last, strict=True)), *(cells if return_states else ())
 
 
 class _Reference(nn.RNNBase):

@@ -118,9 +118,23 @@ def test_a_weight_of_a_wrong_shape_is_refused(name: str) -> None:
         ours(torch.randn(4, 3, 3, dtype=f64))
 
 
-def test_recompute_is_refused() -> None:
-    with pytest.raises(NotImplementedError, match=r"recompute.*projection"):
-        fusedrnn.LSTM(3, 5, proj_size=2, recompute=True)(torch.randn(4, 2, 3))
+def test_recompute_keeps_what_it_is_given_and_no_more() -> None:
+    """The same results to the bit, for the memory of one step."""
+    module, _ = pair(num_layers=2, bidirectional=True)
+    x, state = example(module, 40)
+
+    def kept(recompute: bool) -> int:
+        module.recompute = recompute
+        sizes: list[int] = []
+        with torch.autograd.graph.saved_tensors_hooks(lambda t: sizes.append(t.numel()) or t, lambda t: t):
+            module(x, state)
+        return sum(sizes)
+
+    assert kept(True) < kept(False) / 4
+    module.recompute = True
+    expected = results(module, x, state)
+    module.recompute = False
+    assert_bitwise(results(module, x, state), expected)
 
 
 def test_zero_steps_and_an_empty_batch_are_as_in_nn() -> None:
