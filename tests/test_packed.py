@@ -7,8 +7,8 @@ from typing import Any
 import pytest
 import torch
 from cases import Kind, assert_same, each_layer, f64, flatten
-from test_resets import by_reference, drawn_resets, gradients, leaves_of
-from torch.nn.utils.rnn import PackedSequence, pack_padded_sequence, pad_packed_sequence
+from mask_cases import by_reference, drawn_packed, drawn_resets, gradients, leaves_of
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import reference
@@ -19,12 +19,6 @@ each_option = pytest.mark.parametrize(
 LENGTHS = [[7, 7, 3, 1], [1, 7, 2, 7], [5, 4, 4, 3, 1, 1, 1], [3], [2] * 40 + [90], list(range(1, 60))]
 
 
-def packed(lengths: list[int], features: int) -> PackedSequence:
-    x = torch.randn(max(lengths), len(lengths), features, dtype=f64)
-    p = pack_padded_sequence(x, torch.tensor(lengths), enforce_sorted=sorted(lengths, reverse=True) == lengths)
-    return p._replace(data=p.data.requires_grad_())
-
-
 @each_layer
 @each_option
 @pytest.mark.parametrize("lengths", LENGTHS, ids=lambda v: str(len(v)))
@@ -32,7 +26,7 @@ def test_packed_sequences_are_those_of_nn(kind: Kind, options: Any, lengths: lis
     theirs = kind.theirs(3, 17, dtype=f64, **{k: v for k, v in options.items() if k != "recompute"})
     ours = kind.ours(3, 17, dtype=f64, **options)
     ours.load_state_dict(theirs.state_dict())
-    x, (_, hx) = packed(lengths, 3), kind.example(ours, 1, len(lengths))
+    x, (_, hx) = drawn_packed(lengths, 3), kind.example(ours, 1, len(lengths))
     found, right = ours(x, hx), theirs(x, hx)
     for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
         a, b = getattr(found[0], name), getattr(right[0], name)

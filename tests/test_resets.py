@@ -8,41 +8,18 @@ from typing import Any
 import pytest
 import torch
 from cases import LAYERS, Kind, assert_same, cotangent, each_layer, f32, f64, flatten
+from mask_cases import by_reference, drawn_resets, gradients, leaves_of
 from op_cases import SIZES, arguments, largest_error
 from torch import Tensor
-from torch.autograd import gradcheck, gradgradcheck
 
 from fusedrnn import reference
 from fusedrnn.autograd import FUNCTIONS
-from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
+from fusedrnn.ops import CELLS
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
 each_recompute = pytest.mark.parametrize("recompute", [False, True], ids=["kept", "recomputed"])
 # Backward works on about 1024 rows at a time.
 LONG = [(700, 3, 2, 5), (23, 96, 2, 17), (2, 1100, 1, 3), (1, 2500, 2, 1)]
-
-
-def drawn_resets(*size: int, share: float = 0.3) -> Tensor:
-    return torch.rand(size) < share
-
-
-def gradients(out: Any, leaves: dict[str, Tensor]) -> dict[str, Tensor]:
-    """The tensors of a result, and the gradients of leaves, by name."""
-    results = flatten(out)
-    grads = torch.autograd.grad(results, list(leaves.values()), [cotangent(r) for r in results])
-    return {str(i): r.detach() for i, r in enumerate(results)} | dict(zip(leaves, grads, strict=True))
-
-
-def leaves_of(module: Any, x: Tensor, hx: Any) -> dict[str, Tensor]:
-    return {"x": x, **{f"hx{i}": h for i, h in enumerate(flatten(hx))}, **dict(module.named_parameters())}
-
-
-def by_reference(module: Any, x: Tensor, hx: Any, **masks: Any) -> Any:
-    """What a module of ours returns, by the reference with its parameters."""
-    kind = module.mode.lower()
-    options = module.bidirectional, module.batch_first, module.dropout, module.training
-    y, states = reference.network(kind, x, tuple(flatten(hx)), module.all_weights, *options, **masks)
-    return y, states if len(states) == 2 else states[0]
 
 
 def split_and_loop(module: Any, x: Tensor, hx: Any, resets: Tensor) -> Any:
@@ -152,69 +129,6 @@ def test_nothing_passes_a_reset(kind: Kind, recompute: bool) -> None:
         x[2, 1], x[4, 1] = float("nan"), float("inf")
     y, _ = module(x, hx, resets=resets)
     assert y[3, 1].isfinite().all() and not y[2, 1].isfinite().all()
-
-
-@each_cell
-@pytest.mark.parametrize("reverse", [False, True], ids=["forward", "reverse"])
-@each_recompute
-def test_derivatives_agree_with_finite_differences(cell: str, reverse: bool, recompute: bool) -> None:
-    args = arguments(cell, (3, 2, 2, 3), requires_grad=True)
-    resets = torch.tensor([[False, True], [True, False], [False, False]])
-
-    def run(*given: Tensor) -> Any:
-        rest = iter(given)
-        full = (None if t is None else next(rest) for t in args)
-        return SAVING[cell](*full, None, False, reverse, recompute, None, None, resets)[: 1 + CELLS[cell].states]
-
-    assert gradcheck(run, args.given())
-    assert gradgradcheck(run, args.given(), fast_mode=True)
-
-
-@each_cell
-@pytest.mark.parametrize("batch_first", [False, True], ids=["time-first", "batch-first"])
-def test_operators_pass_opcheck(cell: str, batch_first: bool) -> None:
-    args = arguments(cell, (3, 2, 2, 3), batch_first=batch_first, requires_grad=True)
-    resets = drawn_resets(2, 3) if batch_first else drawn_resets(3, 2)
-    torch.library.opcheck(SAVING[cell], (*args, None, batch_first, True, False, None, None, resets))
-    fixed = [None if t is None else t.detach() for t in args]
-    torch.library.opcheck(FORWARD[cell], (*fixed, None, batch_first, False, None, None, resets))
-    y, h_n, c_n, saved, c = SAVING[cell](*fixed, None, batch_first, False, False, None, None, resets)
-    grads = y, h_n, c_n if c_n.numel() else None
-    torch.library.opcheck(
-        BACKWARD[cell], (*grads, *args, None, y, saved, c, batch_first, False, True, True, None, None, resets)
-    )
-
-
-@each_layer
-def test_resets_compile_to_one_graph(kind: Kind) -> None:
-    torch._dynamo.reset()
-    module = kind.ours(3, 5, 2, bidirectional=True, batch_first=True, dtype=f64)
-    compiled = torch.compile(module, fullgraph=True)
-    for T in (4, 6):
-        x, hx = kind.example(module, T, 3)
-        resets = drawn_resets(3, T)
-        leaves = leaves_of(module, x, hx)
-        assert_same(gradients(compiled(x, hx, resets=resets), leaves), gradients(module(x, hx, resets=resets), leaves))
-
-
-@each_cell
-def test_resets_nest_in_transforms(cell: str) -> None:
-    kind = next(k for k in LAYERS if k.ours(1, 1).mode.lower() == cell)
-    module = kind.ours(2, 3, dtype=f64)
-    parameters = {n: p.detach() for n, p in module.named_parameters()}
-    xs, resets = torch.randn(4, 5, 2, 2, dtype=f64), drawn_resets(4, 5, 2)
-
-    def loss(parameters: dict[str, Tensor], x: Tensor, resets: Tensor) -> Tensor:
-        return torch.func.functional_call(module, parameters, (x,), {"resets": resets})[0].square().sum()
-
-    mapped = torch.func.vmap(torch.func.grad(loss), (None, 0, 0))(parameters, xs, resets)
-    for i in range(4):
-        alone = torch.func.grad(loss)(parameters, xs[i], resets[i])
-        assert_same({n: g[i] for n, g in mapped.items()}, alone)
-    tangent = torch.randn_like(xs[0])
-    _, forward = torch.func.jvp(lambda x: loss(parameters, x, resets[0]), (xs[0],), (tangent,))
-    backward = torch.func.grad(lambda x: loss(parameters, x, resets[0]))(xs[0])
-    torch.testing.assert_close(forward, (backward * tangent).sum())
 
 
 @each_layer

@@ -129,7 +129,8 @@ class _Layers(NotScriptable, nn.RNNBase):
         detach_every: int | None,
         return_states: bool,
     ) -> tuple[Any, ...]:
-        data, batch_sizes, to_sorted, to_unsorted = input
+        data, batch_sizes, *order = input
+        to_sorted, to_unsorted = order
         if lengths is not None:
             raise RuntimeError("A PackedSequence has lengths of its own; expected lengths=None")
         if resets is not None:
@@ -142,10 +143,11 @@ class _Layers(NotScriptable, nn.RNNBase):
             if to_sorted is not None:
                 hx = tuple(h.index_select(1, to_sorted) for h in hx)
         y, *rest = self._run(cell, data, hx, embedding, masks, return_states)
-        c = [input._replace(data=rest.pop())] if return_states else []
+        # torch.compile loses what _replace keeps.
+        c = [PackedSequence(rest.pop(), batch_sizes, *order)] if return_states else []
         if to_unsorted is not None:
             rest = [s.index_select(1, to_unsorted) for s in rest]
-        return (input._replace(data=y), *rest, *c)
+        return (PackedSequence(y, batch_sizes, *order), *rest, *c)
 
     def _run(
         self,
@@ -217,7 +219,7 @@ class LSTM(_Layers):
         hidden_size: H, features of each state.
         num_layers, bias, batch_first, dropout, bidirectional, device, dtype: as in nn.LSTM.
         proj_size: P, 0 for none: h is projected to P units, with parameters weight_hr_l*, as in nn.LSTM; c keeps H. It
-            has no kernel, but loops over the steps in plain PyTorch, as nn.LSTM does, and without recompute.
+            has no kernel, but loops over the steps in plain PyTorch, as nn.LSTM does; whatever else is asked for, too.
         recompute: keep no gates for backward, which computes them again: less memory, more time.
         weight_drop: the probability of zeroing each element of the recurrent matrices ``[4H, H]`` while training, and
             of scaling the others by 1 / (1 - weight_drop): DropConnect (Wan et al. 2013) as in Merity et al. (2017),
@@ -239,14 +241,15 @@ class LSTM(_Layers):
       time;
     - ``detach_every``: no gradient passes from step t to step t - 1 where this divides t: truncated backpropagation
       through time in one call. Not with bidirectional;
-    - ``return_states=True``: also returns c of every step of the last layer, shaped as y: ``y, (h_n, c_n), c``.
+    - ``return_states=True``: also returns c of every step of the last layer, ``[T, B, D*H]`` in the form of y:
+      ``y, (h_n, c_n), c``.
 
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights; detach_every below 1
             or with bidirectional; weight_drop outside of 0 to 1.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
-        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA, or with proj_size: PackedSequence,
-            any of the options beyond nn.LSTM but embedding.
+        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA: PackedSequence, any of the options
+            beyond nn.LSTM but embedding.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
