@@ -80,7 +80,9 @@ def lstm(
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
-            table (on a GPU that is an error of the device, as in F.embedding), and for T = 0.
+            table (on a GPU that is an error of the device, as in F.embedding), for lengths and batch_sizes that are
+            none, and for T = 0.
+        TypeError: for masks that are no tensors, and for a detach_every that is no integer.
         ValueError: for detach_every below 1, or with bidirectional.
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, or on devices
             other than the CPU and, where there are CUDA kernels, CUDA devices; and on CUDA for batch_sizes, lengths,
@@ -246,7 +248,14 @@ def masks_of(
     """The operators' arguments of these options."""
     if batch_sizes is None and lengths is None and resets is None and detach_every is None:
         return NO_MASKS
+    for name, mask in (("batch_sizes", batch_sizes), ("lengths", lengths), ("resets", resets)):
+        if not (mask is None or isinstance(mask, Tensor)):
+            raise TypeError(f"Expected {name} as a tensor, got {type(mask).__name__}")
+    if batch_sizes is not None and not batch_sizes.is_cpu:
+        raise RuntimeError(f"Expected batch_sizes on the CPU, got {batch_sizes.device}")
     if detach_every is not None:
+        if not isinstance(detach_every, int):
+            raise TypeError(f"Expected detach_every as an integer, got {detach_every!r}")
         if detach_every < 1:
             raise ValueError(f"Expected detach_every to be at least 1, got {detach_every}")
         if bidirectional:
@@ -288,15 +297,14 @@ def network(
             "its CPU kernels do"
         )
     single = num_layers == 1 and not bidirectional and len(weights) in (2, 4) and cell != GRU_RESET_BEFORE
-    if not single:
-        _check_count(cell, weights, 2 * num_layers if bidirectional else num_layers)
+    projected = not single and _weights_each(cell, weights, 2 * num_layers if bidirectional else num_layers) % 2
     if cell == "lstm" and states is not None:
         _check_pair(cell, states)
     tokens = None
     if embedding is not None:
         _check_tokens(x, embedding, weights[0])
         # Forward alone projects the rows that are used, or the table, whichever are fewer.
-        if not torch.is_grad_enabled() or embedding.shape[0] < x.numel():
+        if not projected and (not torch.is_grad_enabled() or embedding.shape[0] < x.numel()):
             tokens, x = x, embedding
         else:
             if masks.lengths is not None:  # a token behind an end may be no row of the table
@@ -319,13 +327,15 @@ def network(
         raise
 
 
-def _check_count(cell: str, weights: Sequence[Tensor], layers: int) -> None:
+def _weights_each(cell: str, weights: Sequence[Tensor], layers: int) -> int:
+    """How many weights a layer has, in one direction: an odd number where it has a projection, w_hr, which comes last."""
     each, left = divmod(len(weights), max(layers, 1))
     if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
         raise RuntimeError(
             f"expected {2 * layers} weights, or {4 * layers} with biases, for {layers} layers and directions, "
             f"got {len(weights)}"
         )
+    return each
 
 
 def _with_cells(results: Sequence[Tensor], cells: Sequence[Tensor], batch_first: bool) -> tuple[Tensor, ...]:
@@ -373,13 +383,13 @@ def _stack(
         ys, cells = [], []
         with_cells = return_states and first + directions == len(groups)
         for i in range(first, first + directions):
-            how = tokens, batch_first, i > first, recompute, masks, with_cells
+            how = batch_first, i > first, recompute, masks, with_cells
             if projected:
                 y, *end = projection.layer(x, starts[i], groups[i], projections[i], *how)
             elif without_kernel:
                 y, *end = reset_before.layer(x, starts[i], groups[i], tokens, batch_first, i > first)
             else:
-                y, *end = _layer(cell, x, starts[i], groups[i], *how)
+                y, *end = _layer(cell, x, starts[i], groups[i], tokens, *how)
             ys.append(y)
             if with_cells:
                 cells.append(end.pop())

@@ -28,7 +28,6 @@ def layer(
     states: Sequence[Tensor] | None,
     weights: Sequence[Tensor | None],
     w_hr: Tensor,
-    tokens: Tensor | None,
     batch_first: bool,
     reverse: bool,
     recompute: bool = False,
@@ -38,8 +37,7 @@ def layer(
     """One layer in one direction over a whole sequence, with a projection to P units.
 
     Args:
-        x: ``[T, B, I]``, or ``[B, T, I]`` with batch_first, or packed ``[N, I]``; with tokens, the table that they pick
-            from.
+        x: ``[T, B, I]``, or ``[B, T, I]`` with batch_first, or packed ``[N, I]``.
         states: ``(h, c)``, ``[1, B, P]`` and ``[1, B, H]``, or None for zeros.
         weights: w_ih ``[4H, I]``, w_hh ``[4H, P]``, b_ih and b_hh ``[4H]`` or None.
         w_hr: ``[P, H]``.
@@ -52,11 +50,10 @@ def layer(
     w_ih, w_hh, *_ = weights
     assert w_ih is not None and w_hh is not None
     _check_weights(x, w_ih, w_hh, w_hr)
-    steps = x if tokens is None else tokens
-    B = _check_masks(steps, masks, batch_first)
+    B = _check_masks(x, masks, batch_first)
     if states is not None:
         _check_states(states, B, *w_hr.shape)
-    args = "lstm", x, states, (*weights, w_hr), tokens, batch_first, reverse, masks, return_states
+    args = "lstm", x, states, (*weights, w_hr), None, batch_first, reverse, masks, return_states
     if recompute and torch.is_grad_enabled() and maybe_current_level() is None:
         return checkpoint(reference_layer, *args, use_reentrant=False, preserve_rng_state=False)
     return reference_layer(*args)
@@ -77,21 +74,20 @@ def _check_states(states: Sequence[Tensor], B: int, P: int, H: int) -> None:
             raise RuntimeError(f"Expected hidden[{i}] size {size}, got {list(state.shape)}")
 
 
-def _check_masks(steps: Tensor, masks: Masks, batch_first: bool) -> int:
+def _check_masks(x: Tensor, masks: Masks, batch_first: bool) -> int:
     """Refuses what the kernels refuse, values where they can be read, and returns B."""
     batch_sizes, lengths, resets, _ = masks
     for name, mask in (("lengths", lengths), ("resets", resets)):
-        if mask is not None and mask.device != steps.device:
-            raise RuntimeError(f"fusedrnn: expected {name} on {steps.device}, as x is, got {mask.device}")
-    values_known = not is_compiling() and maybe_current_level() is None and not steps.is_meta
+        if mask is not None and mask.device != x.device:
+            raise RuntimeError(f"fusedrnn: expected {name} on {x.device}, as x is, got {mask.device}")
+    values_known = not is_compiling() and maybe_current_level() is None and not x.is_meta
     if batch_sizes is not None:
-        B = int(batch_sizes.flatten()[0])
-        check_masks(masks, steps.shape[:1], B)
+        check_masks(masks, x.shape[:1], 0)
         if values_known:
-            _check_batch_sizes(batch_sizes.tolist(), len(steps))
-        return B
-    T, B = steps.shape[:2] if not batch_first else steps.shape[1::-1]
-    check_masks(masks, steps.shape[:2], B)
+            _check_batch_sizes(batch_sizes.tolist(), len(x))
+        return int(batch_sizes[0])
+    T, B = x.shape[:2] if not batch_first else x.shape[1::-1]
+    check_masks(masks, x.shape[:2], B)
     if values_known and lengths is not None:
         wrong = lengths[(lengths < 0) | (lengths > T)]
         if len(wrong):
@@ -100,7 +96,7 @@ def _check_masks(steps: Tensor, masks: Masks, batch_first: bool) -> int:
 
 
 def _check_batch_sizes(sizes: list[int], rows: int) -> None:
-    for t, (before, size) in enumerate(pairwise([sizes[0], *sizes])):
+    for t, (before, size) in enumerate(pairwise(sizes[:1] + sizes)):
         if not 0 < size <= before:
             raise RuntimeError(
                 f"fusedrnn: expected batch_sizes that are positive and do not increase, got {size} for step {t}"

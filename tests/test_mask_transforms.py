@@ -259,8 +259,9 @@ def test_packed_sequences_of_any_sizes_compile_twice_at_most(options: Any, hx: b
     compiled = torch.compile(module, fullgraph=True, backend=counter)
     for lengths in ([2, 5, 1], [4, 1, 4, 4, 2], [3, 7, 7, 2, 2, 1, 5], [1, 6]):
         x, (_, state) = drawn_packed(lengths, 3), LAYERS[0].example(module, 1, len(lengths), hx=hx)
+        resets = x._replace(data=drawn_resets(len(x.data))) if hx else None
         leaves = leaves_of(module, x.data, state)
-        actual, expected = compiled(x, state), module(x, state)
+        actual, expected = compiled(x, state, resets=resets), module(x, state, resets=resets)
         for name in ("batch_sizes", "sorted_indices", "unsorted_indices"):
             assert torch.equal(getattr(actual[0], name), getattr(expected[0], name)), name
         assert_bitwise(gradients(actual, leaves), gradients(expected, leaves))

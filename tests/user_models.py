@@ -7,6 +7,7 @@ from collections.abc import Callable
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 
 class Tagger(nn.Module):
@@ -21,6 +22,17 @@ class Tagger(nn.Module):
     def forward(self, words: Tensor) -> Tensor:
         y, _ = self.lstm(F.dropout(self.embedding(words), 0.1, self.training))
         return (self.tags(y) * (words != 0).unsqueeze(-1)).flatten(1)
+
+
+class PackedTagger(Tagger):
+    """The same over packed sentences, which the layer reads backward from their last word."""
+
+    def forward(self, words: Tensor) -> Tensor:
+        lengths = (words != 0).sum(1)
+        x = pack_padded_sequence(self.embedding(words), lengths, batch_first=True, enforce_sorted=False)
+        y, (h, _) = self.lstm(x)
+        tags = self.tags(pad_packed_sequence(y, batch_first=True, total_length=words.shape[1])[0])
+        return torch.cat([tags.flatten(1), h[-2], h[-1]], 1)
 
 
 class Seq2Seq(nn.Module):
@@ -137,6 +149,7 @@ def padded_words() -> Tensor:
 
 USER_MODELS: dict[str, tuple[Callable[[], nn.Module], Callable[[], Tensor]]] = {
     "tagger": (Tagger, padded_words),
+    "packed-tagger": (PackedTagger, padded_words),
     "seq2seq": (Seq2Seq, lambda: words(6, 3)),
     "policy": (RecurrentPolicy, lambda: torch.randn(5, 4, 6, dtype=torch.float64)),
     "weight-drop": (WeightDroppedLanguageModel, lambda: words(6, 3)),

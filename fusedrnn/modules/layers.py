@@ -109,6 +109,8 @@ class _Layers(NotScriptable, nn.RNNBase):
             return self._run(cell, input, hx, embedding, masks, return_states)
         if lengths is not None:
             raise RuntimeError("lengths are those of a batch; got unbatched input")
+        if isinstance(resets, Tensor) and resets.shape != input.shape[:1]:
+            raise RuntimeError(f"Expected resets of shape {list(input.shape[:1])}, got {list(resets.shape)}")
         batch = 0 if self.batch_first else 1
         masks = functional.masks_of(
             None, None, None if resets is None else resets.unsqueeze(batch), detach_every, self.bidirectional
@@ -134,8 +136,11 @@ class _Layers(NotScriptable, nn.RNNBase):
         if lengths is not None:
             raise RuntimeError("A PackedSequence has lengths of its own; expected lengths=None")
         if resets is not None:
-            if not isinstance(resets, PackedSequence) or not torch.equal(resets.batch_sizes, batch_sizes):
-                raise RuntimeError("Expected resets as a PackedSequence with the batch_sizes of the input")
+            # A graph cannot look at values.
+            if not isinstance(resets, PackedSequence) or not (is_compiling() or _packed_alike(resets, input)):
+                raise RuntimeError(
+                    "Expected resets as a PackedSequence with the batch_sizes and the order of the input"
+                )
             resets = resets.data
         masks = functional.masks_of(batch_sizes, None, resets, detach_every, self.bidirectional)
         if hx is not None:
@@ -211,6 +216,17 @@ class _Layers(NotScriptable, nn.RNNBase):
         )
 
 
+def _packed_alike(a: PackedSequence, b: PackedSequence) -> bool:
+    """Whether rows of the two that stand in the same place are of the same entry and step."""
+    if not torch.equal(a.batch_sizes, b.batch_sizes):
+        return False
+    if a.sorted_indices is None and b.sorted_indices is None:
+        return True
+    as_they_are = torch.arange(int(a.batch_sizes[0]), device=a.data.device)
+    first, second = (as_they_are if p.sorted_indices is None else p.sorted_indices for p in (a, b))
+    return torch.equal(first, second)
+
+
 class LSTM(_Layers):
     """A drop-in for :class:`torch.nn.LSTM`: same constructor, parameters, initialisation, results and errors.
 
@@ -247,6 +263,7 @@ class LSTM(_Layers):
     Raises:
         ValueError: an input of other than 2 or 3 dimensions, or of another dtype than the weights; detach_every below 1
             or with bidirectional; weight_drop outside of 0 to 1.
+        TypeError: lengths or resets that are no tensors, a detach_every that is no integer.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
         NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA: PackedSequence, any of the options
             beyond nn.LSTM but embedding.
