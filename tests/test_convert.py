@@ -265,14 +265,19 @@ def test_an_unfused_model_goes_through_export() -> None:
     "ignore:.*torch.jit.*is deprecated",
     "ignore::torch.jit.TracerWarning",
     "ignore:Exporting a model to ONNX with a batch_size",
+    "ignore:The tensor attributes .* were assigned during export",
 )
-def test_an_unfused_model_goes_through_onnx() -> None:
+@pytest.mark.parametrize("dynamo", [False, True], ids=["by-trace", "by-export"])
+def test_an_unfused_model_goes_through_onnx(dynamo: bool) -> None:
     """Its outputs under ONNX Runtime are those of torch."""
     pytest.importorskip("onnxscript")
     runtime = pytest.importorskip("onnxruntime")
     model, batch, expected = unfused_tagger()
     file = io.BytesIO()
-    torch.onnx.export(model, (batch,), file, dynamo=False)
+    if dynamo:
+        torch.onnx.export(model, (batch,), dynamo=True, verbose=False).save(file)
+    else:
+        torch.onnx.export(model, (batch,), file, dynamo=False)
     session = runtime.InferenceSession(file.getvalue())
     (actual,) = session.run(None, {session.get_inputs()[0].name: batch.numpy()})
     torch.testing.assert_close(torch.from_numpy(actual), expected, rtol=1e-4, atol=1e-4)
