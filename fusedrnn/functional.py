@@ -8,6 +8,7 @@ computed in float32), on the CPU.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from operator import index
 from typing import Any
 
 import torch
@@ -254,8 +255,7 @@ def masks_of(
     if batch_sizes is not None and not batch_sizes.is_cpu:
         raise RuntimeError(f"Expected batch_sizes on the CPU, got {batch_sizes.device}")
     if detach_every is not None:
-        if not isinstance(detach_every, int):
-            raise TypeError(f"Expected detach_every as an integer, got {detach_every!r}")
+        detach_every = index(detach_every)
         if detach_every < 1:
             raise ValueError(f"Expected detach_every to be at least 1, got {detach_every}")
         if bidirectional:
