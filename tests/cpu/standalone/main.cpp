@@ -178,6 +178,8 @@ const Size kSizes[] =
 };
 const CellKind kKinds[] = {kLstm, kGru, kRnnTanh, kRnnRelu};
 const Type kTypes[] = {kFloat32, kFloat64, kBFloat16, kFloat16};
+// How entries end: all at T; in a packed sequence; early in padded tensors, in an order of their own.
+enum Ends { kAtT, kPacked, kPadded, kEnds };
 enum Left { kNothing, kBiases, kGradientOfY, kGradientOfX, kGradientsOfWeights, kLeft };  // what is not there
 
 struct Case {
@@ -187,15 +189,20 @@ struct Case {
   bool reverse, recompute, tokens;
   Size size;
   Left left;
+  Ends ends;
+  bool resets, dc;
+  int64_t detach_every;
   Runner runner;
 
   std::string name() const {
     static const char* const kinds[] = {"lstm", "gru", "rnn_tanh", "rnn_relu"};
     static const char* const layouts[] = {"time first", "batch first", "with gaps"};
-    char text[200];
-    std::snprintf(text, sizeof text, "%s %s, %s%s%s%s, T %d B %d I %d H %d, without %d", kinds[kind],
+    static const char* const endings[] = {"", ", packed", ", padded"};
+    char text[250];
+    std::snprintf(text, sizeof text, "%s %s, %s%s%s%s%s%s%s, T %d B %d I %d H %d, without %d, detach %d", kinds[kind],
                   kFormats[type].name, layouts[layout], reverse ? ", reverse" : "", recompute ? ", recompute" : "",
-                  tokens ? ", tokens" : "", int(size.T), int(size.B), int(size.I), int(size.H), int(left));
+                  tokens ? ", tokens" : "", endings[ends], resets ? ", resets" : "", dc ? ", dc" : "", int(size.T),
+                  int(size.B), int(size.I), int(size.H), int(left), int(detach_every));
     return text;
   }
 };
@@ -215,10 +222,9 @@ struct Random {
 
 class Errors {
  public:
-  void add(const Case& c, const char* what, const Tensor& actual, const Values& right) {
+  void add(const Case& c, const char* what, const Values& values, const Values& right) {
     double scale = 1;
     for (const double v : right) scale = std::max(scale, std::fabs(v));
-    const Values values = actual.values();
     for (size_t i = 0; i < right.size(); ++i) {
       const double error = std::fabs(values[i] - right[i]) / scale / kFormats[c.type].tolerance;
       if (error <= largest_[c.type]) continue;  // not so for NaN
@@ -257,9 +263,40 @@ naive::Layer draw(const Case& c, uint64_t seed) {
   l.w_hh = random(G * s.H * s.H, 1 / std::sqrt(double(s.H)), c.type);
   if (c.left != kBiases) l.b_ih = random(G * s.H, 1, c.type), l.b_hh = random(G * s.H, 1, c.type);
   if (c.left != kGradientOfY) l.dy = random(s.T * s.B * s.H, 1, c.type);
+  if (c.dc) l.dc = random(s.T * cells, 1, c.type);
   l.dh_n = random(s.B * s.H, 1, c.type), l.dc_n = random(cells, 1, c.type);
+  l.detach_every = c.detach_every;
+  // 0 to T; in a packed sequence at least 1, and not more than the entry before. The first has T.
+  for (int64_t b = 0; b < s.B; ++b)
+    l.lengths.push_back(c.ends == kAtT || b == 0 ? s.T : int64_t((random() + 1) / 2 * double(s.T + 1)));
+  if (c.ends == kPacked) {
+    for (int64_t& n : l.lengths) n = std::min(s.T, std::max<int64_t>(n, 1));
+    std::sort(l.lengths.rbegin(), l.lengths.rend());
+  }
+  for (int64_t i = 0; c.resets && i < s.T * s.B; ++i) l.resets.push_back(random() > 0.4);
   return l;
 }
+
+// The rows of a packed sequence, and where they are among those of [T, B].
+struct Packing {
+  std::vector<int64_t> offsets, order, index;
+
+  explicit Packing(const naive::Layer& l) : offsets{0} {
+    for (int64_t b = 0; b < l.B; ++b) order.push_back(b);
+    std::stable_sort(order.begin(), order.end(), [&](int64_t a, int64_t b) { return l.lengths[a] > l.lengths[b]; });
+    for (int64_t t = 0; t < l.T && l.B > 0 && l.lengths[order[0]] > t; ++t) {
+      for (const int64_t b : order)
+        if (l.lengths[b] > t) index.push_back(t * l.B + b);
+      offsets.push_back(int64_t(index.size()));
+    }
+  }
+  template <class V>
+  std::vector<V> packed(const std::vector<V>& all, int64_t columns = 1) const {
+    std::vector<V> rows;
+    for (const int64_t i : index) rows.insert(rows.end(), all.begin() + i * columns, all.begin() + (i + 1) * columns);
+    return rows;
+  }
+};
 
 template <class T>
 void compare(const Case& c, naive::Layer& l, const Isa& isa, Errors& errors) {
@@ -267,7 +304,26 @@ void compare(const Case& c, naive::Layer& l, const Isa& isa, Errors& errors) {
   const int64_t G = l.G, saved_slots = c.kind <= kGru ? 4 : 0;
   const Type type = c.type;
   const bool lstm = c.kind == kLstm;
-  const auto steps = [&](const Values& v, int64_t columns) { return Tensor(type, s.T, s.B, columns, v, c.layout); };
+  const Packing packing(l);
+  const bool ends = c.ends != kAtT, packed = c.ends == kPacked;
+  const auto n = int64_t(packing.index.size());
+  // Of one row per step and entry: padded, or packed.
+  const auto steps = [&](const Values& v, int64_t columns) {
+    return packed ? Tensor(type, 1, n, columns, packing.packed(v, columns))
+                  : Tensor(type, s.T, s.B, columns, v, c.layout);
+  };
+  const auto new_steps = [&](int64_t columns, Tensor::Layout layout) {
+    return packed ? Tensor(type, 1, n, columns) : Tensor(type, s.T, s.B, columns, layout);
+  };
+  // As the layer sees it.
+  const auto seen = [&](const Tensor& t) {
+    Stored all = t.stored();
+    if (packed) all.step = s.B * all.row;
+    if (c.ends == kPadded) all.index = packing.index.data();
+    return all;
+  };
+  // The values of rows that there are, in the order of the packing.
+  const auto right = [&](const Values& v, int64_t columns) { return ends ? packing.packed(v, columns) : v; };
   const auto matrix = [&](const Values& v, int64_t rows, int64_t columns) {
     return Tensor(type, 1, v.empty() ? 0 : rows, columns, v);
   };
@@ -279,31 +335,42 @@ void compare(const Case& c, naive::Layer& l, const Isa& isa, Errors& errors) {
   const Tensor w_hh = matrix(l.w_hh, G * s.H, s.H), b_ih = matrix(l.b_ih, 1, G * s.H),
                b_hh = matrix(l.b_hh, 1, G * s.H);
   const Tensor dh_n = matrix(l.dh_n, s.B, s.H), dc_n = matrix(l.dc_n, s.B, s.H);
-  // Tokens in the order in which the layout has them.
-  const bool batch_first = c.layout == Tensor::kBatchFirst;
-  std::vector<int64_t> tokens = l.tokens;
-  if (batch_first)
-    for (size_t i = 0; i < tokens.size(); ++i) tokens[i % s.B * s.T + i / s.B] = l.tokens[i];
-  if (tokens.empty()) tokens.push_back(0);  // none are read, but null would say that x is no table
+  const Tensor dc = l.dc.empty() ? matrix(l.dc, 0, s.H) : steps(l.dc, s.H);
+  // Tokens and resets in the order in which the layout has them.
+  const bool batch_first = !ends && c.layout == Tensor::kBatchFirst;
+  const auto laid = [&](auto all) {
+    auto out = ends && !all.empty() ? packing.packed(all) : all;
+    for (size_t i = 0; batch_first && i < all.size(); ++i) out[i % s.B * s.T + i / s.B] = all[i];
+    if (out.empty()) out.push_back(0);  // none are read, but null would say that there are none
+    return out;
+  };
+  const auto tokens = laid(c.tokens ? l.tokens : std::vector<int64_t>());
+  const auto resets = laid(c.resets ? l.resets : std::vector<uint8_t>());
 
   Layer a{};
   a.kind = c.kind, a.type = type, a.T = s.T, a.B = s.B, a.I = s.I, a.H = s.H, a.reverse = c.reverse;
-  a.x = x.stored(), a.V = c.tokens ? s.V : 0;
-  if (c.tokens) a.tokens = {tokens.data(), batch_first ? 1 : s.B, batch_first ? s.T : 1};
+  a.x = c.tokens ? x.stored() : seen(x), a.V = c.tokens ? s.V : 0;
+  const int64_t step = batch_first ? 1 : s.B, row = batch_first ? s.T : 1;
+  if (c.tokens) a.tokens = {tokens.data(), step, row};
+  if (c.resets) a.resets = {resets.data(), step, row};
+  if (ends) a.offsets = packing.offsets.data();
+  if (c.ends == kPadded) a.order = packing.order.data();
   a.h0 = h0.p(), a.c0 = given(c0, lstm), a.w_ih = w_ih.p(), a.w_hh = w_hh.p();
   a.b_ih = given(b_ih, !l.b_ih.empty()), a.b_hh = given(b_hh, !l.b_hh.empty());
 
-  const Tensor y(type, s.T, s.B, s.H, c.layout), h_n(type, 1, s.B, s.H), c_n(type, 1, s.B, s.H);
-  const Tensor saved(type, s.T, s.B, saved_slots * s.H), cells(type, s.T, s.B, s.H);
-  const Stored none{nullptr, type, 0, 0};
+  const Tensor y = new_steps(s.H, c.layout), h_n(type, 1, s.B, s.H), c_n(type, 1, s.B, s.H);
+  // What is saved is packed wherever entries end; c is as y, with time first.
+  const Tensor saved = ends ? Tensor(type, 1, n, saved_slots * s.H) : Tensor(type, s.T, s.B, saved_slots * s.H);
+  const Tensor cells = new_steps(s.H, Tensor::kTimeFirst);
+  const Stored none{nullptr, type, 0, 0}, kept{saved.p(), type, s.B * saved_slots * s.H, saved_slots * s.H};
   const bool keeps = saved_slots && !c.recompute;
-  LayerForward f{a, y.stored(), keeps ? saved.stored() : none, lstm ? cells.stored() : none, h_n.p(), given(c_n, lstm)};
+  LayerForward f{a, seen(y), keeps ? kept : none, lstm ? seen(cells) : none, h_n.p(), given(c_n, lstm)};
   {
     Owner owner;
     run_layer<T>(f, kernels_of<T>(isa), c.runner, owner.arena());
   }
   const bool wants_x = c.left != kGradientOfX, wants_w = c.left != kGradientsOfWeights, wants_b = wants_w && a.b_ih;
-  const Tensor dx = c.tokens ? Tensor(type, 1, s.V, s.I) : Tensor(type, s.T, s.B, s.I, c.layout);
+  const Tensor dx = c.tokens ? Tensor(type, 1, s.V, s.I) : new_steps(s.I, c.layout);
   const Tensor dh0(type, 1, s.B, s.H), dc0(type, 1, s.B, s.H), dw_ih(type, 1, G * s.H, s.I),
       dw_hh(type, 1, G * s.H, s.H);
   const Tensor db_ih(type, 1, 1, G * s.H), db_hh(type, 1, 1, G * s.H);
@@ -311,27 +378,36 @@ void compare(const Case& c, naive::Layer& l, const Isa& isa, Errors& errors) {
                         f.y,
                         f.saved,
                         f.c,
-                        l.dy.empty() ? none : dy.stored(),
+                        l.dy.empty() ? none : seen(dy),
                         dh_n.p(),
                         given(dc_n, lstm),
-                        wants_x ? dx.stored() : none,
+                        !wants_x   ? none
+                        : c.tokens ? dx.stored()
+                                   : seen(dx),
                         dh0.p(),
                         given(dc0, lstm),
                         given(dw_ih, wants_w),
                         given(dw_hh, wants_w),
                         given(db_ih, wants_b),
-                        given(db_hh, wants_b)};
+                        given(db_hh, wants_b),
+                        l.dc.empty() ? none : seen(dc),
+                        c.detach_every};
   {
     Owner owner;
     run_layer<T>(g, kernels_of<T>(isa), c.runner, owner.arena());
   }
 
   l.run();
-  errors.add(c, "y", y, l.y), errors.add(c, "h_n", h_n, l.h_n), errors.add(c, "dh0", dh0, l.dh0);
-  if (lstm) errors.add(c, "c_n", c_n, l.c_n), errors.add(c, "dc0", dc0, l.dc0);
-  if (wants_x) errors.add(c, "dx", dx, l.dx);
-  if (wants_w) errors.add(c, "dw_ih", dw_ih, l.dw_ih), errors.add(c, "dw_hh", dw_hh, l.dw_hh);
-  if (wants_b) errors.add(c, "db_ih", db_ih, l.db_ih), errors.add(c, "db_hh", db_hh, l.db_hh);
+  const auto add = [&](const char* what, const Tensor& t, const Values& v) { errors.add(c, what, t.values(), v); };
+  const auto add_steps = [&](const char* what, const Tensor& t, const Values& v, int64_t columns) {
+    const Values all = t.values();
+    errors.add(c, what, c.ends == kPadded ? packing.packed(all, columns) : all, right(v, columns));
+  };
+  add_steps("y", y, l.y, s.H), add("h_n", h_n, l.h_n), add("dh0", dh0, l.dh0);
+  if (lstm) add_steps("c", cells, l.cs, s.H), add("c_n", c_n, l.c_n), add("dc0", dc0, l.dc0);
+  if (wants_x) c.tokens ? add("dx", dx, l.dx) : add_steps("dx", dx, l.dx, s.I);
+  if (wants_w) add("dw_ih", dw_ih, l.dw_ih), add("dw_hh", dw_hh, l.dw_hh);
+  if (wants_b) add("db_ih", db_ih, l.db_ih), add("db_hh", db_hh, l.db_hh);
 }
 
 }  // namespace
@@ -360,6 +436,10 @@ int main(int count, char** arguments) {
                    (flags & 4) != 0,
                    size,
                    Left(run % kLeft),
+                   size.T > 0 ? Ends(run % kEnds) : kAtT,
+                   run % 7 < 3,
+                   kind == kLstm && run % 11 < 6,
+                   run % 13 < 5 && !(flags & 1) ? 1 + run % 4 : 0,
                    runner};
             ++run;
             naive::Layer l = draw(c, uint64_t(number));
