@@ -328,7 +328,7 @@ def network(
 
 
 def _weights_each(cell: str, weights: Sequence[Tensor], layers: int) -> int:
-    """How many weights a layer has, in one direction: an odd number where it has a projection, w_hr, which comes last."""
+    """How many weights a layer has, in one direction: an odd number where it has a projection, whose w_hr is last."""
     each, left = divmod(len(weights), max(layers, 1))
     if left or each not in ((2, 3, 4, 5) if cell == "lstm" else (2, 4)):
         raise RuntimeError(
