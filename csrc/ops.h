@@ -46,6 +46,7 @@ inline int32_t code_of(ScalarType dtype) {
     case ScalarType::BFloat16: return aoti_torch_dtype_bfloat16();
     case ScalarType::Half: return aoti_torch_dtype_float16();
     case ScalarType::Byte: return aoti_torch_dtype_uint8();
+    case ScalarType::Long: return aoti_torch_dtype_int64();
     default: return aoti_torch_dtype_float32();
   }
 }

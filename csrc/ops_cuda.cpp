@@ -68,8 +68,9 @@ struct Memory {
   }
 };
 
-template <class Arguments>
-void run(const Arguments& a, const Place& place) {
+// f(cuda::Device) of this place, for one call.
+template <class F>
+void with_device(const Place& place, const F& f) {
   Memory memory{place, {}};
   void *blas = nullptr, *stream = nullptr;
   // A thread that has not called CUDA yet, such as one of autograd's, has no context until then, and torch's handles
@@ -79,9 +80,12 @@ void run(const Arguments& a, const Place& place) {
                   cudaGetErrorString(error));
   STABLE_TORCH_ERROR_CODE_CHECK(torch_get_current_cuda_blas_handle(&blas));
   STABLE_TORCH_ERROR_CODE_CHECK(aoti_torch_get_current_cuda_stream(place.index, &stream));
-  cuda::run_layer(
-      a, {limits_of(place.index), attribute(cudaDevAttrMaxPitch, place.index), std::getenv("FUSEDRNN_ALGORITHM"), blas,
-          static_cast<cudaStream_t>(stream), &Memory::allocate, &memory});
+  f(cuda::Device{limits_of(place.index), attribute(cudaDevAttrMaxPitch, place.index), std::getenv("FUSEDRNN_ALGORITHM"),
+                 blas, static_cast<cudaStream_t>(stream), &Memory::allocate, &memory});
+}
+template <class Arguments>
+void run(const Arguments& a, const Place& place) {
+  with_device(place, [&](const cuda::Device& device) { cuda::run_layer(a, device); });
 }
 
 // ---------------------------------------------------------------------------------------------- arguments
@@ -97,24 +101,6 @@ std::pair<Tensor, int64_t> even_rows(const Tensor& x) {
   return {torch::stable::contiguous(x), I};
 }
 
-// Of the table x, the rows that tokens pick: [T B, I].
-Tensor picked_rows(const Inputs& in) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 3> stack{from(in.x), from(int64_t(0)), from(torch::stable::flatten(*in.tokens))};
-  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
-// The gradient of the table, from that of the rows. In a fixed order: torch sorts the tokens.
-Tensor table_gradient(const Inputs& in, const Tensor& rows) {
-  using torch::stable::detail::from;
-  std::array<StableIValue, 5> stack{from(rows), from(torch::stable::flatten(*in.tokens)), from(in.V), from(int64_t(-1)),
-                                    from(false)};
-  STABLE_TORCH_ERROR_CODE_CHECK(
-      torch_call_dispatcher("aten::embedding_dense_backward", "", stack.data(), TORCH_ABI_VERSION));
-  return torch::stable::detail::to<Tensor>(stack[0]);
-}
-
 template <class T>
 const T* as(const Tensor& t) {
   return static_cast<const T*>(read(t));
@@ -128,34 +114,89 @@ T* to(const Tensor& t) {
   return static_cast<T*>(data(t));
 }
 
+// The tokens, one after the other, as rows of the table may be asked for.
+Tensor tokens_of(const Inputs& in) {
+  if (!in.lengths) return torch::stable::flatten(*in.tokens);
+  const Tensor counted = new_tensor<1>(in.place, ScalarType::Long, {in.T * in.B});
+  const int64_t step = in.batch_first ? 1 : in.B, row = in.batch_first ? in.T : 1;
+  with_device(in.place, [&](const cuda::Device& device) {
+    const cuda::MaskSources sources{in.T, in.B, false, {}, as<int64_t>(in.lengths), nullptr, 0};
+    cuda::tokens_that_count(sources, {as<int64_t>(in.tokens), step, row}, to<int64_t>(counted), device);
+  });
+  return counted;
+}
+
+// Of the table x, the rows that tokens pick: [T B, I].
+Tensor picked_rows(const Inputs& in, const Tensor& tokens) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 3> stack{from(in.x), from(int64_t(0)), from(tokens)};
+  STABLE_TORCH_ERROR_CODE_CHECK(torch_call_dispatcher("aten::index_select", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The gradient of the table, from that of the rows. In a fixed order: torch sorts the tokens.
+Tensor table_gradient(const Inputs& in, const Tensor& tokens, const Tensor& rows) {
+  using torch::stable::detail::from;
+  std::array<StableIValue, 5> stack{from(rows), from(tokens), from(in.V), from(int64_t(-1)), from(false)};
+  STABLE_TORCH_ERROR_CODE_CHECK(
+      torch_call_dispatcher("aten::embedding_dense_backward", "", stack.data(), TORCH_ABI_VERSION));
+  return torch::stable::detail::to<Tensor>(stack[0]);
+}
+
+// The rows before each step of a packed sequence; empty where all steps have as many, which is as good as padded.
+std::vector<int64_t> offsets_of(const Inputs& in) {
+  if (!in.batch_sizes || in.rows == in.T * in.B) return {};
+  std::vector<int64_t> offsets{0};
+  for (int64_t t = 0; t < in.T; ++t) offsets.push_back(offsets.back() + as<int64_t>(in.batch_sizes)[t]);
+  return offsets;
+}
+
+template <class Cell>
+void fill(Inputs& in) {
+  in.fill<Cell>();
+  if (!in.lengths) return;
+  in.check_place("lengths", *in.lengths);
+  in.check_integers("lengths", *in.lengths, 1);
+  STD_TORCH_CHECK(!in.one_step && in.lengths->size(0) == in.B, "fusedrnn: expected lengths of shape ", shape_of({in.B}),
+                  ", got ", shape_of(*in.lengths));
+  in.lengths = dense(*in.lengths);
+}
+
 template <class Cell, class T>
-void fill(const Inputs& in, const std::pair<Tensor, int64_t>& x, cuda::Layer<T>& a) {
+void fill(const Inputs& in, const std::pair<Tensor, int64_t>& x, const std::vector<int64_t>& offsets,
+          cuda::Layer<T>& a) {
   a.cell = Cell::kKind, a.steps = in.T, a.B = in.B, a.I = in.I, a.H = in.H;
-  a.batch_first = in.batch_first, a.reverse = in.reverse;
+  a.batch_first = in.batch_first && !in.batch_sizes, a.reverse = in.reverse;
   a.x = as<T>(x.first), a.ldx = x.second;
   a.h0 = as<T>(in.h0), a.c0 = as<T>(in.c0), a.w_ih = as<T>(in.w_ih), a.w_hh = as<T>(in.w_hh);
   a.b_ih = as<T>(in.b_ih), a.b_hh = as<T>(in.b_hh);
+  a.offsets = offsets.empty() ? nullptr : offsets.data(), a.lengths = as<int64_t>(in.lengths);
+  if (!in.resets) return;
+  a.resets = {as<unsigned char>(in.resets), a.batch_first ? 1 : in.B, a.batch_first ? in.T : 1};
+  if (a.offsets) a.resets = {a.resets.p, 1, 0};
+}
+
+// Where rows are of a tensor with one for each step and entry, or for each entry of one step, or packed.
+template <class T>
+Steps<const T> steps_of(const MaybeTensor& t, const cuda::Layer<T>& a, bool batch_first) {
+  if (!t) return {};
+  const T* p = as<T>(*t);
+  if (t->dim() == 3) return {p, t->stride(batch_first ? 1 : 0), t->stride(batch_first ? 0 : 1)};
+  const int64_t ld = t->stride(0);
+  return a.offsets ? Steps<const T>{p, ld, 0} : Steps<const T>{p, a.B * ld, ld};
 }
 
 // ---------------------------------------------------------------------------------------------- operators
 
-// What only the CPU serves yet.
-void refuse(const MaybeTensor& batch_sizes, const MaybeTensor& lengths, const MaybeTensor& resets, int64_t detach_every,
-            const MaybeTensor& dc) {
-  STD_TORCH_CHECK(
-      !batch_sizes && !lengths && !resets && detach_every == 0 && !dc,
-      "fusedrnn: CUDA kernels do not serve packed sequences, lengths, resets, detach_every and gradients of "
-      "the states of every step yet; the CPU's do");
-}
-
 template <class Cell>
 void run_forward(const Inputs& in, const Tensor& y, const Tensor& h_n, const Tensor* c_n, const Tensor* saved,
                  const Tensor* c) {
-  const auto x = even_rows(in.tokens ? picked_rows(in) : in.x);
+  const auto x = even_rows(in.tokens ? picked_rows(in, tokens_of(in)) : in.x);
+  const auto offsets = offsets_of(in);
   with_type(in.dtype, [&](auto zero) {
     using T = decltype(zero);
     cuda::LayerForward<T> a{};
-    fill<Cell>(in, x, a);
+    fill<Cell>(in, x, offsets, a);
     a.y = to<T>(y), a.h_n = to<T>(h_n), a.c_n = c_n ? to<T>(*c_n) : nullptr;
     a.saved = saved ? to<T>(*saved) : nullptr, a.c = c ? to<T>(*c) : nullptr;
     run(a, in.place);
@@ -167,10 +208,9 @@ States<Cell> forward(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& 
                      const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
                      bool batch_first, bool reverse, const MaybeTensor& batch_sizes, const MaybeTensor& lengths,
                      const MaybeTensor& resets) {
-  refuse(batch_sizes, lengths, resets, 0, {});
   const Guard guard(x);
-  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
-  in.fill<Cell>();
+  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, batch_sizes, lengths, resets};
+  fill<Cell>(in);
   const Tensor y = in.per_row(in.H), h_n = in.new_state();
   if constexpr (Cell::kHasCellState) {
     const Tensor c_n = in.new_state();
@@ -186,12 +226,14 @@ template <class Cell>
 SavingResult saving(const Tensor& x, const MaybeTensor& h0, const MaybeTensor& c0, const Tensor& w_ih,
                     const Tensor& w_hh, const MaybeTensor& b_ih, const MaybeTensor& b_hh, const MaybeTensor& tokens,
                     bool batch_first, bool reverse, bool recompute, const MaybeTensor& batch_sizes,
-                    const MaybeTensor& lengths, const MaybeTensor& resets, int64_t detach_every) {
-  refuse(batch_sizes, lengths, resets, detach_every, {});
+                    const MaybeTensor& lengths, const MaybeTensor& resets, int64_t) {
   const Guard guard(x);
-  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
-  in.fill<Cell>();
-  const auto kept = [&](bool any, int64_t columns) { return any ? in.empty<3>({in.T, in.B, columns}) : in.nothing(); };
+  Inputs in{x, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, batch_sizes, lengths, resets};
+  fill<Cell>(in);
+  const auto kept = [&](bool any, int64_t columns) {
+    if (!any) return in.nothing();
+    return batch_sizes ? in.empty<2>({in.rows, columns}) : in.empty<3>({in.T, in.B, columns});
+  };
   const Tensor y = in.per_row(in.H), h_n = in.new_state(), c_n = Cell::kHasCellState ? in.new_state() : in.nothing();
   const Tensor saved = kept(!recompute && Cell::kSaved, Cell::kSaved * in.H), c = kept(Cell::kHasCellState, in.H);
   run_forward<Cell>(in, y, h_n, &c_n, &saved, &c);
@@ -205,34 +247,34 @@ BackwardResult backward(const MaybeTensor& dy, const MaybeTensor& dh_n, const Ma
                         const Tensor& saved, const Tensor& c, bool batch_first, bool reverse, bool need_x, bool need_w,
                         const MaybeTensor& batch_sizes, const MaybeTensor& lengths, const MaybeTensor& resets,
                         int64_t detach_every, const MaybeTensor& dc) {
-  refuse(batch_sizes, lengths, resets, detach_every, dc);
+  STD_TORCH_CHECK(detach_every >= 0 && !(detach_every && reverse),
+                  "fusedrnn: expected detach_every of 0 or more, and 0 in reverse, got ", detach_every);
   const Guard guard(x_);
-  Inputs in{x_, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse};
-  in.fill<Cell>();
+  Inputs in{x_, h0, c0, w_ih, w_hh, b_ih, b_hh, tokens, batch_first, reverse, batch_sizes, lengths, resets};
+  fill<Cell>(in);
   Gradients g{dy, dh_n, dc_n, dc, y, saved, c};
   g.fill<Cell>(in);
   g.y = dense(g.y);
-  const auto x = even_rows(tokens ? picked_rows(in) : in.x);
+  const Tensor picked = tokens ? tokens_of(in) : in.nothing();
+  const auto x = even_rows(tokens ? picked_rows(in, picked) : in.x);
+  const auto offsets = offsets_of(in);
   BackwardResult results = new_gradients<Cell>(in, need_x && !tokens, need_w);
   auto& [dx, dh0, dc0, dw_ih, dw_hh, db_ih, db_hh] = results;
-  const Tensor dx_rows = tokens && need_x ? in.empty<2>({in.T * in.B, in.I}) : dx;
+  const Tensor dx_rows = tokens && need_x ? in.empty<2>({picked.size(0), in.I}) : dx;
   with_type(in.dtype, [&](auto zero) {
     using T = decltype(zero);
     cuda::LayerBackward<T> a{};
-    fill<Cell>(in, x, a);
+    fill<Cell>(in, x, offsets, a);
     a.y = as<T>(g.y), a.saved = g.recompute || !Cell::kSaved ? nullptr : as<T>(g.saved);
     a.c = Cell::kHasCellState ? as<T>(g.c) : nullptr;
-    if (g.dy) {
-      const int64_t step = in.one_step ? 0 : g.dy->stride(batch_first ? 1 : 0);
-      a.dy = {as<T>(*g.dy), step, g.dy->stride(in.one_step || batch_first ? 0 : 1)};
-    }
+    a.dy = steps_of(g.dy, a, batch_first), a.dc = steps_of(g.dc, a, false), a.detach_every = detach_every;
     a.dh_n = as<T>(g.dh_n), a.dc_n = as<T>(g.dc_n);
     a.dx = to<T>(dx_rows), a.dh0 = to<T>(std::get<1>(results)), a.dc0 = to<T>(std::get<2>(results));
     a.dw_ih = to<T>(std::get<3>(results)), a.dw_hh = to<T>(std::get<4>(results));
     a.db_ih = to<T>(std::get<5>(results)), a.db_hh = to<T>(std::get<6>(results));
     run(a, in.place);
   });
-  if (tokens && need_x) dx = table_gradient(in, dx_rows);
+  if (tokens && need_x) dx = table_gradient(in, picked, dx_rows);
   return results;
 }
 

@@ -2,7 +2,7 @@
 
 Weights come in PyTorch's shapes and gate order (i, f, g, o for the LSTM; r, z, n for the GRU), so that the parameters
 of nn.LSTM, nn.GRU and nn.RNN can be passed as they are. Tensors are float32, float64, bfloat16 or float16 (which are
-computed in float32), on the CPU.
+computed in float32), on the CPU or a CUDA device.
 """
 
 from __future__ import annotations
@@ -68,7 +68,7 @@ def lstm(
             ``[N, I]`` (tokens ``[N]``), y is ``[N, D*H]``, and the states have the entries in the packed order.
         lengths: integers ``[B]`` from 0 to T, on the device of input: each entry ends after so many steps. y is zero
             after them, h_n and c_n are those of the last step, and the reversed direction begins with it. Steps that
-            are over cost no time.
+            are over cost no time on the CPU.
         resets: bool ``[T, B]`` (``[B, T]`` with batch_first, ``[N]`` packed): the states of all layers are zeroed
             before that step, in the order in which a direction runs, and no gradient passes.
         detach_every: truncated backpropagation (Williams and Peng 1990): no gradient passes from step t to step t - 1
@@ -81,13 +81,12 @@ def lstm(
 
     Raises:
         RuntimeError: for shapes, dtypes or devices that do not fit each other, for a token that is no row of the
-            table (on a GPU that is an error of the device, as in F.embedding), for lengths and batch_sizes that are
-            none, and for T = 0.
+            table and for lengths outside of 0 to T (on a GPU both are errors of the device, as in F.embedding), for
+            batch_sizes that are none, and for T = 0.
         TypeError: for masks that are no tensors, and for a detach_every that is no integer.
         ValueError: for detach_every below 1, or with bidirectional.
         NotImplementedError: for tensors of dtypes other than float32, float64, bfloat16 and float16, or on devices
-            other than the CPU and, where there are CUDA kernels, CUDA devices; and on CUDA for batch_sizes, lengths,
-            resets, detach_every and return_states.
+            other than the CPU and, where there are CUDA kernels, CUDA devices.
 
     Under torch.autocast all tensors but those of float64 are cast to its dtype, and so are the results.
     """
@@ -291,11 +290,6 @@ def network(
         raise RuntimeError(f"input must have {dims} dimensions, got {x.dim()}")
     if x.size(1 if batch_first else 0) == 0:
         raise RuntimeError("Expected sequence length to be larger than 0 in RNN")
-    if x.is_cuda and (masks is not NO_MASKS or return_states):
-        raise NotImplementedError(
-            "fusedrnn's CUDA kernels do not serve PackedSequence, lengths, resets, detach_every and return_states yet; "
-            "its CPU kernels do"
-        )
     single = num_layers == 1 and not bidirectional and len(weights) in (2, 4) and cell != GRU_RESET_BEFORE
     projected = not single and _weights_each(cell, weights, 2 * num_layers if bidirectional else num_layers) % 2
     if cell == "lstm" and states is not None:

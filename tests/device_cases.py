@@ -15,7 +15,9 @@ import torch
 from op_cases import Arguments, arguments
 from torch import Tensor
 
-from fusedrnn import functional, reference
+from fusedrnn import functional
+from fusedrnn.autograd import reference_layer
+from fusedrnn.ops import Masks
 
 DTYPES = [torch.float64, torch.float32, torch.float16, torch.bfloat16]
 
@@ -31,12 +33,19 @@ class Case(NamedTuple):
     bias: bool = True
     states: str = "[B, H]"  # or "[1, B, H]", or "none" for zeros
     one_step: bool = False  # x is [B, I]
-    used: tuple[str, ...] = ("y", "h_n", "c_n")  # the outputs whose gradients come in
+    used: tuple[str, ...] = ("y", "h_n", "c_n", "c")  # the outputs whose gradients come in
     seed: int = 0
+    masks: tuple[str, ...] = ()  # "resets", "lengths", "packed" ("whole": with full steps), "detach_every", "states"
+    recompute: bool = False
 
     @property
     def outputs(self) -> tuple[str, ...]:
-        return ("y", "h_n", "c_n") if self.cell == "lstm" else ("y", "h_n")
+        lstm = ("c_n", "c") if "states" in self.masks else ("c_n",)
+        return ("y", "h_n", *lstm) if self.cell == "lstm" else ("y", "h_n")
+
+    @property
+    def packed(self) -> bool:
+        return "packed" in self.masks or "whole" in self.masks
 
 
 class Drawn(NamedTuple):
@@ -52,9 +61,41 @@ def draw(case: Case) -> Drawn:
     args = arguments(case.cell, case.size, case.dtype, case.batch_first, case.bias)
     if case.cell == "rnn_relu" and case.dtype != torch.float64:
         args = clear_of_the_kink(args)
-    grads = {"y": torch.randn(*args.x.shape[:2], H), "h_n": torch.randn(B, H), "c_n": torch.randn(B, H)}
+    masks = draw_masks(case)
+    if masks.batch_sizes is not None:
+        args = args._replace(x=args.x.reshape(T * B, I)[: masks.batch_sizes.sum()])
+    rows = args.x.shape[:-1]
+    kept = (T, B) if masks.batch_sizes is None else rows
+    grads = {"y": torch.randn(*rows, H), "h_n": torch.randn(B, H), "c_n": torch.randn(B, H), "c": torch.randn(*kept, H)}
     used = {name: grad.to(case.dtype) for name, grad in grads.items() if name in case.used and name in case.outputs}
     return Drawn(args, used)
+
+
+def draw_masks(case: Case) -> Masks:
+    """On the CPU, the same for every seed. Entries of every length, the longest and the shortest there can be."""
+    T, B, _, _ = case.size
+    random = torch.Generator().manual_seed(T * 1000 + B)
+    batch_sizes = lengths = None
+    if case.packed:
+        ends = torch.full((B,), T) if "whole" in case.masks else torch.randint(1, T + 1, (B,), generator=random)
+        ends[0] = T
+        batch_sizes = (torch.arange(T).unsqueeze(1) < ends).sum(1)
+    if "lengths" in case.masks:
+        lengths = torch.randint(T + 1, (B,), generator=random)
+        lengths[-1], lengths[0] = 0, T
+    rows: tuple[int, ...] = (B, T) if case.batch_first else (T, B)
+    if batch_sizes is not None:
+        rows = (int(batch_sizes.sum()),)
+    resets = torch.rand(rows, generator=random) < 0.3
+    return Masks(batch_sizes, lengths, resets if "resets" in case.masks else None, 2 * ("detach_every" in case.masks))
+
+
+@functools.cache
+def masks_on(case: Case, device: torch.device) -> Masks:
+    """Copied once, so that a call needs no copy from the host."""
+    batch_sizes, *tensors, detach_every = draw_masks(case)
+    lengths, resets = (None if t is None else t.to(device) for t in tensors)
+    return Masks(batch_sizes, lengths, resets, detach_every)
 
 
 def clear_of_the_kink(args: Arguments) -> Arguments:
@@ -88,10 +129,13 @@ def fused(case: Case, args: Arguments) -> tuple[Tensor, ...]:
         states = None
     elif case.states == "[1, B, H]":
         states = [s.unsqueeze(0) for s in states]
-    y, *last = functional._layer(case.cell, x, states, args[3:], None, case.batch_first, case.reverse)
+    masks = masks_on(case._replace(seed=0), args.x.device)
+    options = None, case.batch_first, case.reverse, case.recompute, masks, "c" in case.outputs
+    y, *last = functional._layer(case.cell, x, states, args[3:], *options)
     if case.one_step:
         y = y.unsqueeze(1 if case.batch_first else 0)
-    return (y, *(s.squeeze(0) if s.dim() == 3 else s for s in last))
+    n = 2 if case.cell == "lstm" else 1
+    return (y, *(s.squeeze(0) if s.dim() == 3 else s for s in last[:n]), *last[n:])
 
 
 def plain(case: Case, args: Arguments) -> tuple[Tensor, ...]:
@@ -99,8 +143,9 @@ def plain(case: Case, args: Arguments) -> tuple[Tensor, ...]:
     states = states_of(case, args)
     if case.states == "none":
         states = [torch.zeros_like(s) for s in states]
-    y, last = reference.layer(case.cell, args.x, tuple(states), args[3:], case.batch_first, case.reverse)
-    return (y, *last)
+    masks = masks_on(case._replace(seed=0), args.x.device)
+    options = None, case.batch_first, case.reverse, masks, "c" in case.outputs
+    return reference_layer(case.cell, args.x, states, args[3:], *options)
 
 
 def results(run: Run, case: Case, args: Arguments, grads: dict[str, Tensor]) -> dict[str, Tensor]:

@@ -48,7 +48,7 @@ class Call {
       : a(layer),
         cell(kCells[layer.cell]),
         device(device),
-        rows(layer.steps * layer.B),
+        rows(layer.offsets ? layer.offsets[layer.steps] : layer.steps * layer.B),
         G(cell.gates),
         tf32(std::is_same_v<T, float> && device.limits.capability >= 80 && allows_tf32(device.blas)) {}
 
@@ -101,15 +101,70 @@ class Call {
   // Tensors of `columns` values a row: in the layout of x, and with time first.
   template <class P>
   Steps<P> in_layout(P* p, int64_t columns) const {
+    if (a.offsets) return {p, columns, 0};
     return {p, (a.batch_first ? 1 : a.B) * columns, (a.batch_first ? a.steps : 1) * columns};
   }
   template <class P>
   Steps<P> time_first(P* p, int64_t columns) const {
+    if (a.offsets) return {p, columns, 0};
     return {p, a.B * columns, columns};
   }
 
-  Choice choose(bool backward) const {
-    const Asked asked{backward, cell.gates, tf32 ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H};
+  // Of the step that is run as the k-th: how many rows it has, and where they begin and how far apart they are.
+  int64_t rows_of(int64_t k) const {
+    const int64_t t = step_of(k, a.steps, a.reverse);
+    return a.offsets ? a.offsets[t + 1] - a.offsets[t] : a.B;
+  }
+  template <class P>
+  P* at(const Steps<P>& all, int64_t k) const {
+    const int64_t t = step_of(k, a.steps, a.reverse);
+    return all.at(a.offsets ? a.offsets[t] : t);
+  }
+  template <class P>
+  int64_t pitch(const Steps<P>& all) const {
+    return a.offsets ? all.step : all.row;
+  }
+
+  bool masked() const { return a.offsets || a.lengths || a.resets; }
+  MaskSources mask_sources(int64_t detach_every) const {
+    return {a.steps, a.B, a.reverse, a.resets, a.lengths, nullptr, detach_every};
+  }
+  Masks masks(int64_t detach_every) const {
+    MaskSources from = mask_sources(detach_every);
+    if (a.offsets) {
+      int64_t* offsets = device.template take<int64_t>(a.steps + 1);
+      check(copy_offsets(a.offsets, a.steps + 1, offsets, device.stream), "copy_offsets");
+      from.offsets = offsets;
+    }
+    RowFlags* flags = device.template take<RowFlags>(a.steps * a.B);
+    check(make_flags(from, flags, device.stream), "make_flags");
+    return {flags, from.offsets};
+  }
+  // A masked copy of rows of T, see MaskedCopy.
+  T* copy_masked(const Masks& masks, const Steps<const T>& from, int64_t columns, bool before, const T* initial) const {
+    using V = std::conditional_t<sizeof(T) == 2, unsigned short,
+                                 std::conditional_t<sizeof(T) == 4, unsigned, unsigned long long>>;
+    T* to = device.template take<T>(rows * columns);
+    const auto bits = [](auto* p) {
+      using P = std::conditional_t<std::is_const_v<std::remove_pointer_t<decltype(p)>>, const V, V>;
+      return reinterpret_cast<P*>(p);
+    };
+    const Steps<T> there = in_layout(to, columns);
+    const MaskedCopy<V> copy{a.steps,
+                             a.B,
+                             columns,
+                             a.reverse,
+                             masks,
+                             {bits(from.p), from.step, from.row},
+                             {bits(there.p), there.step, there.row},
+                             before,
+                             bits(initial)};
+    check(masked_copy(copy, device.stream), "masked_copy");
+    return to;
+  }
+
+  Choice choose(bool backward, bool masked) const {
+    const Asked asked{backward, cell.gates, tf32 ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H, masked};
     Choice choice = select(asked, device.limits, device.algorithm);
     if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
       Limits without = device.limits;
@@ -157,7 +212,7 @@ class Call {
 // The loop over the steps, by the algorithm that serves it: steps(), block(shape) or grid(plan, workspace).
 template <class T, class BySteps, class InBlock, class InGrid>
 void run_loop(const Call<T>& call, bool backward, const BySteps& steps, const InBlock& block, const InGrid& grid) {
-  const Choice choice = call.choose(backward);
+  const Choice choice = call.choose(backward, false);
   if constexpr (!std::is_same_v<T, double>) {  // for which there are no other kernels
     if (choice.algorithm == Algorithm::kBlock)
       return call.check(block(choice.block), backward ? "block_backward" : "block_forward");
@@ -192,6 +247,22 @@ void forward_steps(const Call<T>& call, const Forward<T>& f) {
   }
 }
 
+// The same with masks.
+template <class T>
+void forward_steps(const Call<T>& call, const MaskedForward<T>& f) {
+  using F = typename Carried<T>::F;
+  const int64_t N = call.G * f.H;
+  F* product = call.device.template take<F>(f.B * N);
+  T* operand = call.device.template take<T>(f.B * f.H);
+  const Carried<T> carried{call.device.template take<F>(f.B * f.H), call.device.template take<F>(f.B * f.H)};
+  for (int64_t k = -1; k < f.steps; ++k) {
+    if (k >= 0)
+      call.product(call.rows_of(k), N, f.H, call.matrix(operand, f.H), call.matrix(f.w_hh, f.H, true), product, N);
+    call.check(step_forward<T>(call.a.cell, f, k, k < 0 ? nullptr : product, carried, operand, call.device.stream),
+               "step_forward");
+  }
+}
+
 template <class T>
 void forward_loop(const Call<T>& call, const Forward<T>& f) {
   if (f.steps == 0 || f.B == 0 || f.H == 0) {
@@ -205,6 +276,13 @@ void forward_loop(const Call<T>& call, const Forward<T>& f) {
       [&](const auto& plan, void* workspace) {
         return grid_forward<T>(call.a.cell, f, plan, call.tf32, workspace, stream);
       });
+}
+
+template <class T>
+void forward_loop(const Call<T>& call, const MaskedForward<T>& f) {
+  if (f.steps == 0 || f.B == 0 || f.H == 0) return forward_loop(call, static_cast<const Forward<T>&>(f));
+  call.choose(false, true);
+  forward_steps(call, f);
 }
 
 // ---------------------------------------------------------------------------------------------- backward
@@ -227,6 +305,26 @@ void backward_steps(const Call<T>& call, const Backward<T>& b) {
   }
 }
 
+// The same with masks.
+template <class T>
+void backward_steps(const Call<T>& call, const MaskedBackward<T>& b) {
+  using F = typename Carried<T>::F;
+  const int64_t N = call.G * b.H;
+  F* product = call.device.template take<F>(b.B * b.H);
+  const Carried<T> carried{call.device.template take<F>(b.B * b.H), call.device.template take<F>(b.B * b.H)};
+  const int64_t first = b.dh0 || b.dc0 ? -1 : 0;
+  for (int64_t k = b.steps - 1; k >= first; --k) {
+    const bool last = k == b.steps - 1;
+    if (!last) {
+      const T* delta = call.at(b.delta, k + 1) + call.cell.recurrent_delta * b.H;
+      call.product(call.rows_of(k + 1), b.H, N, call.matrix(delta, call.pitch(b.delta)), call.matrix(b.w_hh, b.H),
+                   product, b.H);
+    }
+    call.check(step_backward<T>(call.a.cell, b, k, last ? nullptr : product, carried, call.device.stream),
+               "step_backward");
+  }
+}
+
 template <class T>
 void backward_loop(const Call<T>& call, const Backward<T>& b) {
   if (b.steps == 0 || b.B == 0 || b.H == 0) {
@@ -240,6 +338,13 @@ void backward_loop(const Call<T>& call, const Backward<T>& b) {
       [&](const auto& plan, void* workspace) {
         return grid_backward<T>(call.a.cell, b, plan, call.tf32, workspace, stream);
       });
+}
+
+template <class T>
+void backward_loop(const Call<T>& call, const MaskedBackward<T>& b) {
+  if (b.steps == 0 || b.B == 0 || b.H == 0) return backward_loop(call, static_cast<const Backward<T>&>(b));
+  call.choose(true, true);
+  backward_steps(call, b);
 }
 
 // The state before each step, in the layout of x: what w_hh was multiplied with.
@@ -269,21 +374,33 @@ void each_run(const CellSizes& cell, const Use& use) {
   }
 }
 
+// x, evenly spaced, as the gradient of w_ih multiplies it: of steps after the end of an entry it may hold anything.
 template <class T>
-void gradients(const Call<T>& call, const LayerBackward<T>& a, const T* delta) {
+Matrix input_rows(const Call<T>& call, const Masks* masks) {
+  const auto& a = call.a;
+  if (!a.lengths) return call.matrix(a.x, a.ldx);
+  const Steps<const T> x{a.x, (a.batch_first ? 1 : a.B) * a.ldx, (a.batch_first ? a.steps : 1) * a.ldx};
+  return call.matrix(call.copy_masked(*masks, x, a.I, false, nullptr), a.I);
+}
+
+// masks: null where there are none.
+template <class T>
+void gradients(const Call<T>& call, const LayerBackward<T>& a, const T* delta, const Masks* masks) {
   const int64_t H = a.H, I = a.I, D = call.cell.deltas * H;
+  const Matrix x = a.dw_ih ? input_rows(call, masks) : Matrix{};
   each_run(call.cell, [&](int slot, int gate, int count) {
     const T* from = delta + slot * H;
     if (a.dx)
       call.product(call.rows, I, count * H, call.matrix(from, D), call.matrix(a.w_ih + gate * H * I, I), a.dx, I,
                    slot > 0);
-    if (a.dw_ih)
-      call.product(count * H, I, call.rows, call.matrix(from, D, true), call.matrix(a.x, a.ldx), a.dw_ih + gate * H * I,
-                   I);
+    if (a.dw_ih) call.product(count * H, I, call.rows, call.matrix(from, D, true), x, a.dw_ih + gate * H * I, I);
   });
-  if (a.dw_hh)
+  if (a.dw_hh) {
+    const T* before =
+        masks ? call.copy_masked(*masks, call.in_layout(a.y, H), H, true, a.h0) : states_before(call, a.y);
     call.product(call.G * H, H, call.rows, call.matrix(delta + call.cell.recurrent_delta * H, D, true),
-                 call.matrix(states_before(call, a.y), H), a.dw_hh, H);
+                 call.matrix(before, H), a.dw_hh, H);
+  }
   if (a.db_ih || a.db_hh) {
     using F = typename Carried<T>::F;
     F* parts = call.device.template take<F>(bias_parts(call.rows) * D);
@@ -294,14 +411,17 @@ void gradients(const Call<T>& call, const LayerBackward<T>& a, const T* delta) {
 
 // What forward would have saved: forward again, whose other results are not wanted.
 template <class T>
-const T* saved_again(const Call<T>& call, Forward<T> f) {
+const T* saved_again(const Call<T>& call, Forward<T> f, const Masks* masks) {
   const Device& d = call.device;
   const int64_t H = f.H, state = f.B * H;
   T* saved = d.take<T>(call.rows * call.cell.saved * H);
   f.saved = call.time_first(saved, call.cell.saved * H);
   f.y = call.in_layout(d.take<T>(call.rows * H), H);
   f.h_n = d.take<T>(state), f.c_n = d.take<T>(state);
-  forward_loop(call, f);
+  if (masks)
+    forward_loop(call, MaskedForward<T>{f, *masks});
+  else
+    forward_loop(call, f);
   return saved;
 }
 
@@ -325,14 +445,18 @@ void run_layer(const LayerForward<T>& a, const Device& device) {
   f.y = call.in_layout(a.y, a.H), f.c = call.time_first(a.c, a.H);
   f.saved = call.time_first(a.saved, call.cell.saved * a.H);
   f.h_n = a.h_n, f.c_n = a.c_n;
-  forward_loop(call, f);
+  if (call.masked())
+    forward_loop(call, MaskedForward<T>{f, call.masks(0)});
+  else
+    forward_loop(call, f);
 }
 
 template <class T>
 void run_layer(const LayerBackward<T>& a, const Device& device) {
   const Call<T> call(a, device);
-  const bool recompute = call.cell.saved && !a.saved;
-  const T* saved = recompute ? saved_again(call, forward_of<T>(call, a)) : a.saved;
+  const bool recompute = call.cell.saved && !a.saved, masked = call.masked() || a.detach_every > 0 || a.dc;
+  const Masks made = masked ? call.masks(a.detach_every) : Masks{}, *masks = masked ? &made : nullptr;
+  const T* saved = recompute ? saved_again(call, forward_of<T>(call, a), masks) : a.saved;
   T* delta = device.take<T>(call.rows * call.cell.deltas * a.H);
   Backward<T> b{};
   b.steps = a.steps, b.B = a.B, b.H = a.H, b.reverse = a.reverse;
@@ -341,8 +465,32 @@ void run_layer(const LayerBackward<T>& a, const Device& device) {
   b.h0 = a.h0, b.c0 = a.c0, b.dh_n = a.dh_n, b.dc_n = a.dc_n, b.w_hh = a.w_hh;
   b.delta = call.in_layout(delta, call.cell.deltas * a.H);
   b.dh0 = a.dh0, b.dc0 = a.dc0;
-  backward_loop(call, b);
-  gradients(call, a, delta);
+  if (masks)
+    backward_loop(call, MaskedBackward<T>{b, made, a.dc});
+  else
+    backward_loop(call, b);
+  gradients(call, a, delta, masks);
+}
+
+void tokens_that_count(const MaskSources& lengths, const Steps<const int64_t>& tokens, int64_t* to,
+                       const Device& device) {
+  const auto check = [](cudaError_t error, const char* what) {
+    if (error != cudaSuccess)
+      throw std::runtime_error(std::string("fusedrnn: ") + what + " failed: " + cudaGetErrorString(error));
+  };
+  using V = unsigned long long;
+  RowFlags* flags = device.take<RowFlags>(lengths.T * lengths.B);
+  check(make_flags(lengths, flags, device.stream), "make_flags");
+  const MaskedCopy<V> copy{lengths.T,
+                           lengths.B,
+                           1,
+                           false,
+                           {flags, nullptr},
+                           {reinterpret_cast<const V*>(tokens.p), tokens.step, tokens.row},
+                           {reinterpret_cast<V*>(to), tokens.step, tokens.row},
+                           false,
+                           nullptr};
+  check(masked_copy(copy, device.stream), "masked_copy");
 }
 
 #define FUSEDRNN_LAYER_OF(T)                                      \

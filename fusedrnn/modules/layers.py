@@ -246,15 +246,15 @@ class LSTM(_Layers):
     ``y, (h_n, c_n)`` with y ``[T, B, D*H]``. With embedding, a table ``[V, I]``, the input is int64 tokens ``[T, B]``
     (``[B, T]``, ``[T]``) that pick its rows: the same as ``input=F.embedding(tokens, embedding)``, but faster where
     V < T*B, because each row of the table is projected once. float32, float64, and bfloat16 and float16 computed in
-    float32; on the CPU. A PackedSequence, sorted or not, is served as by nn.LSTM.
+    float32; on the CPU and CUDA. A PackedSequence, sorted or not, is served as by nn.LSTM.
 
     Beyond nn.LSTM, forward takes, by name:
 
     - ``resets``, bool ``[T, B]`` (``[B, T]``, ``[T]``; a PackedSequence where the input is one): where set, the states
       of all layers are zeroed before that step, in the order in which a direction runs, and no gradient passes;
     - ``lengths``, integers ``[B]`` from 0 to T: each entry of padded input ends after so many steps. y is zero from
-      there on, h_n and c_n are those of the last step, the reversed direction begins with it, and what is over costs no
-      time;
+      there on, h_n and c_n are those of the last step, the reversed direction begins with it. On the CPU, what
+      is over costs no time. On a GPU, a length outside of 0 to T is an error of the device, as in F.embedding;
     - ``detach_every``: no gradient passes from step t to step t - 1 where this divides t: truncated backpropagation
       through time in one call. Not with bidirectional;
     - ``return_states=True``: also returns c of every step of the last layer, ``[T, B, D*H]`` in the form of y:
@@ -265,8 +265,7 @@ class LSTM(_Layers):
             or with bidirectional; weight_drop outside of 0 to 1.
         TypeError: lengths or resets that are no tensors, a detach_every that is no integer.
         RuntimeError: sizes, dtypes of hx or devices that do not fit; T = 0; lengths or resets that do not fit.
-        NotImplementedError: CUDA tensors where there are no CUDA kernels; on CUDA: PackedSequence, any of the options
-            beyond nn.LSTM but embedding.
+        NotImplementedError: CUDA tensors where there are no CUDA kernels.
     """
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:

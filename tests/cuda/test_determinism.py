@@ -24,7 +24,11 @@ def check_repeats(case: Case, place: Place, repeats: int) -> None:
 @each_dtype
 def test_repeats_are_bitwise_equal(place: Place, cell: str, dtype: torch.dtype) -> None:
     """Outputs and every gradient."""
-    cases = [Case(cell, (7, 20, 5, 33), dtype), Case(cell, (5, 1, 8, 16), dtype, True, True)]
+    cases = [
+        Case(cell, (7, 20, 5, 33), dtype),
+        Case(cell, (5, 1, 8, 16), dtype, True, True),
+        Case(cell, (7, 20, 5, 33), dtype, masks=("resets", "lengths", "detach_every", "states")),
+    ]
     place.check_each(place.some(cases), lambda case: check_repeats(case, place, 2 if place.slow else 4))
 
 

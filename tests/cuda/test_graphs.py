@@ -77,7 +77,12 @@ def check_replays(case: Case, place: Place, backward: bool) -> None:
 @each_dtype
 @pytest.mark.parametrize("backward", [False, True], ids=["inference", "training"])
 def test_replays_give_the_results_of_their_inputs(place: Place, cell: str, dtype: torch.dtype, backward: bool) -> None:
-    cases = [Case(cell, (5, 6, 4, 17), dtype), Case(cell, (3, 2, 8, 32), dtype, True, True, states="none")]
+    cases = [
+        Case(cell, (5, 6, 4, 17), dtype),
+        Case(cell, (3, 2, 8, 32), dtype, True, True, states="none"),
+        Case(cell, (5, 6, 4, 17), dtype, masks=("resets", "packed", "states")),
+        Case(cell, (5, 6, 4, 17), dtype, reverse=True, masks=("resets", "lengths")),
+    ]
     place.check_each(place.some(cases), lambda case: check_replays(case, place, backward))
 
 

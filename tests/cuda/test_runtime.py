@@ -77,8 +77,9 @@ def no_synchronisation(device: str) -> Iterator[None]:
 @each_cell
 @pytest.mark.filterwarnings("ignore:Synchronization debug mode is a prototype")
 @pytest.mark.parametrize("dtype", [f32, torch.float16], ids=["float32", "float16"])
-def test_the_host_never_waits(place: Place, cell: str, dtype: torch.dtype) -> None:
-    case = Case(cell, (5, 6, 4, 20), dtype, states="none")
+@pytest.mark.parametrize("masks", [(), ("resets", "lengths", "states"), ("packed",)], ids="-".join)
+def test_the_host_never_waits(place: Place, cell: str, dtype: torch.dtype, masks: tuple[str, ...]) -> None:
+    case = Case(cell, (5, 6, 4, 20), dtype, states="none", masks=masks)
     args = leaves(draw(case).args, place.device)
     grads = {name: grad.to(place.device) for name, grad in draw(case).grads.items()}
     results(fused, case, args, grads)
