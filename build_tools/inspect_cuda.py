@@ -14,6 +14,7 @@ from nvcc import Resources
 from occupancy import blocks_at_once
 
 TYPES = {"double": "float64", "float": "float32", "__half": "float16", "__nv_bfloat16": "bfloat16"}
+SIZES = {"unsigned short": "2 bytes", "unsigned int": "4 bytes", "unsigned long long": "8 bytes"}
 CELLS = {"Lstm": "LSTM", "Gru": "GRU", "Rnn<Tanh>": "RNN tanh", "Rnn<Relu>": "RNN relu"}
 
 
@@ -26,12 +27,14 @@ class Inspected:
     cell: str
     type: str
     shape: str  # what else sets it apart: rows of a thread, or warps, tiles and chunks in registers
+    masked: bool
     takes: Resources
     code: sass.Kernel
 
     @property
     def label(self) -> str:
-        return f"{self.kernel}, {self.type}{self.shape and f' <{self.shape}>'}"
+        masked = ", masked" if self.masked else ""
+        return f"{self.kernel}{masked}, {self.type or 'every type'}{self.shape and f' <{self.shape}>'}"
 
     @property
     def blocks_at_once(self) -> int:
@@ -40,8 +43,11 @@ class Inspected:
 
 
 def template_arguments(demangled: str) -> tuple[str, list[str]]:
-    """The function's name without its namespaces, and its template arguments."""
-    name, rest = re.sub(r"\bfusedrnn::(cuda::)?", "", demangled.removeprefix("void ")).split("<", 1)
+    """The function's name without its namespaces, and its template arguments, if it has any."""
+    plain = re.sub(r"\bfusedrnn::(cuda::)?", "", demangled.removeprefix("void "))
+    if "<" not in plain.split("(")[0]:
+        return plain.split("(")[0].removesuffix("_kernel"), []
+    name, rest = plain.split("<", 1)
     arguments, depth = [""], 1
     for character in rest:
         depth += (character == "<") - (character == ">")
@@ -58,13 +64,21 @@ def inspect(source: Path, architecture: int, cubin: Path, takes: dict[str, Resou
     kernels = sass.disassemble(cubin)
     for mangled, demangled in zip(takes, sass.demangle(list(takes)), strict=True):
         name, arguments = template_arguments(demangled)
-        # The sum over rows is the same for every cell.
-        cell, stored, *others = arguments if arguments[0] in CELLS else ["", *arguments]
-        type = "tf32" if "true" in others else TYPES[stored]
+        # The sum over rows is the same for every cell, flags of rows for every type too.
+        cell, stored, *others = arguments if arguments and arguments[0] in CELLS else ["", *(arguments or [""])]
+        type = "tf32" if "true" in others else {**TYPES, **SIZES}.get(stored, "")
+        masked = name.startswith("masked_step") or any(other.startswith("Masked") for other in others)
         shapes = [other.removeprefix("GridShape<").removesuffix(">") for other in others]
-        shape = next((shape for shape in shapes if shape not in ("true", "false")), "")
+        shape = next((shape for shape in shapes if shape[0].isdigit()), "")
         yield Inspected(
-            architecture, name, CELLS.get(cell, "every cell"), type, shape, takes[mangled], kernels[mangled]
+            architecture,
+            name.removeprefix("masked_"),
+            CELLS.get(cell, "every cell"),
+            type,
+            shape,
+            masked,
+            takes[mangled],
+            kernels[mangled],
         )
 
 
@@ -91,9 +105,9 @@ def what_is_wrong(it: Inspected) -> Iterator[str]:
 
 
 def by_label(kernels: list[Inspected]) -> dict[str, list[Inspected]]:
-    order = ["float64", "float32", "tf32", "float16", "bfloat16"]
+    order = ["", *SIZES.values(), "float64", "float32", "tf32", "float16", "bfloat16"]
     groups: dict[str, list[Inspected]] = {}
-    for it in sorted(kernels, key=lambda it: (it.kernel, order.index(it.type), it.shape, it.architecture)):
+    for it in sorted(kernels, key=lambda it: (it.kernel, it.masked, order.index(it.type), it.shape, it.architecture)):
         groups.setdefault(it.label, []).append(it)
     return groups
 

@@ -120,7 +120,7 @@ Tensor tokens_of(const Inputs& in) {
   const Tensor counted = new_tensor<1>(in.place, ScalarType::Long, {in.T * in.B});
   const int64_t step = in.batch_first ? 1 : in.B, row = in.batch_first ? in.T : 1;
   with_device(in.place, [&](const cuda::Device& device) {
-    const cuda::MaskSources sources{in.T, in.B, false, {}, as<int64_t>(in.lengths), nullptr, 0};
+    const cuda::MaskSources sources{in.T, in.B, {}, as<int64_t>(in.lengths), nullptr, 0};
     cuda::tokens_that_count(sources, {as<int64_t>(in.tokens), step, row}, to<int64_t>(counted), device);
   });
   return counted;

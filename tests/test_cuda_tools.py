@@ -65,7 +65,7 @@ def kernel(load: str = "LDS.128", product: str = "HMMA.16816.F32") -> sass.Kerne
 
 
 def inspected(code: sass.Kernel, name: str = "grid_forward", type: str = "float16", architecture: int = 90):
-    return inspect_cuda.Inspected(architecture, name, "LSTM", type, "", nvcc.Resources(200, 0), code)
+    return inspect_cuda.Inspected(architecture, name, "LSTM", type, "", False, nvcc.Resources(200, 0), code)
 
 
 def wrong(code: sass.Kernel, **kwargs) -> list[str]:
@@ -119,15 +119,17 @@ def test_what_is_wrong_is_said(code, kwargs, says):
     [
         (
             "void fusedrnn::cuda::grid_forward_kernel<fusedrnn::Rnn<fusedrnn::Tanh>, __half, "
-            "fusedrnn::cuda::GridShape<8, 4, 6>, false>(fusedrnn::cuda::Forward<__half>, fusedrnn::cuda::GridPlan)",
+            "fusedrnn::cuda::GridShape<8, 4, 6>, false, fusedrnn::cuda::MaskedForward<__half>>"
+            "(fusedrnn::cuda::MaskedForward<__half>, fusedrnn::cuda::GridPlan)",
             "grid_forward",
-            ["Rnn<Tanh>", "__half", "GridShape<8, 4, 6>", "false"],
+            ["Rnn<Tanh>", "__half", "GridShape<8, 4, 6>", "false", "MaskedForward<__half>"],
         ),
         (
             "void fusedrnn::cuda::step_backward_kernel<fusedrnn::Gru, double>(long)",
             "step_backward",
             ["Gru", "double"],
         ),
+        ("fusedrnn::cuda::flags_kernel(fusedrnn::cuda::MaskedCopy<unsigned short>)", "flags", []),
     ],
 )
 def test_template_arguments(demangled, name, arguments):

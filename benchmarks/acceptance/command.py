@@ -27,7 +27,14 @@ SECTIONS = [
         70,
         partial(
             checks.tests,
-            files=["test_layers.py", "test_modules.py", "test_runtime.py", "test_large.py", "test_compile.py"],
+            files=[
+                "test_layers.py",
+                "test_masks.py",
+                "test_modules.py",
+                "test_runtime.py",
+                "test_large.py",
+                "test_compile.py",
+            ],
             by_algorithm=True,
         ),
     ),

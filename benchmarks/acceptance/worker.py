@@ -17,7 +17,7 @@ import torch
 import fusedrnn
 from fusedrnn import functional
 from fusedrnn.info import info
-from fusedrnn.ops import CELLS
+from fusedrnn.ops import CELLS, Masks
 
 from . import device_times
 from .plan import Shape
@@ -53,22 +53,33 @@ def kernels(request: dict[str, Any]) -> None:
     for dtype in (torch.float32, torch.float64, torch.float16, torch.bfloat16):
         for algorithm in request["algorithms"]:
             for cell in CELLS:
-                for T, B, I, H, turned in [(3, 5, 4, 33, False), (2, 17, 8, 64, True)]:
+                for T, B, I, H, turned, masked in [
+                    (3, 5, 4, 33, False, False),
+                    (2, 17, 8, 64, True, False),
+                    (3, 5, 4, 33, True, True),
+                ]:
                     with forced(algorithm):
-                        outcome = one_kernel(cell, (T, B, I, H), dtype, turned, device)
-                    say(case=f"{algorithm} {cell} {str(dtype)[6:]} H={H}", outcome=outcome)
+                        outcome = one_kernel(cell, (T, B, I, H), dtype, turned, masked, device)
+                    name = f"{algorithm} {cell} {str(dtype)[6:]} H={H}"
+                    say(case=f"{name}, masked" if masked else name, outcome=outcome)
 
 
-def one_kernel(cell: str, size: tuple[int, int, int, int], dtype: torch.dtype, turned: bool, device: str) -> str:
-    """Of T, B, I, H; turned: batch first and reversed."""
+def one_kernel(
+    cell: str, size: tuple[int, int, int, int], dtype: torch.dtype, turned: bool, masked: bool, device: str
+) -> str:
+    """Of T, B, I, H; turned: batch first and reversed; masked: with lengths and resets."""
     T, B, I, H = size
     shape = CELLS[cell]
     x = torch.randn(*((B, T) if turned else (T, B)), I, device=device, dtype=dtype, requires_grad=True)
     weights = [torch.randn(n, device=device, dtype=dtype).div(8).requires_grad_()
                for n in ((shape.gates * H, I), (shape.gates * H, H), (shape.gates * H,))]  # fmt: skip
     states = [torch.zeros(B, H, device=device, dtype=dtype) for _ in range(shape.states)]
+    masks = functional.NO_MASKS
+    if masked:
+        resets = torch.rand(*x.shape[:2], device=device) < 0.3
+        masks = Masks(lengths=torch.arange(B, device=device) % (T + 1), resets=resets)
     try:
-        out = functional._layer(cell, x, states, [*weights, weights[2]], None, turned, turned)
+        out = functional._layer(cell, x, states, [*weights, weights[2]], None, turned, turned, masks=masks)
         torch.autograd.grad([t.sum() for t in out], [x, *weights])
     except RuntimeError as error:
         if not refused(error):

@@ -10,7 +10,7 @@
 // chunk of h, which is broadcast. A chunk of w_hh serves Rows rows: loads of shared memory bound this kernel, and more
 // rows make fewer of them. Sums run over the units in order, in one thread: results are the same in every launch.
 #pragma once
-#include "unit.cuh"
+#include "masked_unit.cuh"
 
 namespace fusedrnn {
 namespace cuda {
@@ -108,8 +108,8 @@ struct Block {
   }
 };
 
-template <class Cell, class T, int Rows>
-__global__ void __launch_bounds__(kBlockThreads, 1) block_forward_kernel(Forward<T> a) {
+template <class Cell, class T, int Rows, class A>
+__global__ void __launch_bounds__(kBlockThreads, 1) block_forward_kernel(A a) {
   DYNAMIC_SHARED(carver);
   const Block<T, false, Cell::kGates, Rows> block(carver, a.H);
   const int64_t j = block.unit, b0 = int64_t(blockIdx.x) * Rows * blockDim.y + block.row;
@@ -148,8 +148,8 @@ __global__ void __launch_bounds__(kBlockThreads, 1) block_forward_kernel(Forward
     if (r < rows) store_final_state<Cell>(a, b0 + r, j, state[r]);
 }
 
-template <class Cell, class T, int Rows>
-__global__ void __launch_bounds__(kBlockThreads, 1) block_backward_kernel(Backward<T> a) {
+template <class Cell, class T, int Rows, class A>
+__global__ void __launch_bounds__(kBlockThreads, 1) block_backward_kernel(A a) {
   DYNAMIC_SHARED(carver);
   const Block<T, true, Cell::kGates, Rows> block(carver, a.H);
   const int64_t j = block.unit, b0 = int64_t(blockIdx.x) * Rows * blockDim.y + block.row;
@@ -194,37 +194,40 @@ cudaError_t launch_block(Kernel kernel, const A& a, const BlockShape& shape, int
   return launch(where, kernel, a);
 }
 
-template <class Cell, class T>
-cudaError_t block_forward_cell(const Forward<T>& a, const BlockShape& s, cudaStream_t stream) {
+template <class Cell, class T, class A>
+cudaError_t block_forward_cell(const A& a, const BlockShape& s, cudaStream_t stream) {
   const int64_t bytes = block_shared_bytes(false, Cell::kGates, sizeof(T), a.H, s.rows());
-  if (s.rows_per_thread == 1) return launch_block(block_forward_kernel<Cell, T, 1>, a, s, bytes, stream);
-  return launch_block(block_forward_kernel<Cell, T, kManyRows>, a, s, bytes, stream);
+  if (s.rows_per_thread == 1) return launch_block(block_forward_kernel<Cell, T, 1, A>, a, s, bytes, stream);
+  return launch_block(block_forward_kernel<Cell, T, kManyRows, A>, a, s, bytes, stream);
 }
-template <class Cell, class T>
-cudaError_t block_backward_cell(const Backward<T>& a, const BlockShape& s, cudaStream_t stream) {
+template <class Cell, class T, class A>
+cudaError_t block_backward_cell(const A& a, const BlockShape& s, cudaStream_t stream) {
   const int64_t bytes = block_shared_bytes(true, Cell::kGates, sizeof(T), a.H, s.rows());
-  if (s.rows_per_thread == 1) return launch_block(block_backward_kernel<Cell, T, 1>, a, s, bytes, stream);
-  return launch_block(block_backward_kernel<Cell, T, kManyRows>, a, s, bytes, stream);
+  if (s.rows_per_thread == 1) return launch_block(block_backward_kernel<Cell, T, 1, A>, a, s, bytes, stream);
+  return launch_block(block_backward_kernel<Cell, T, kManyRows, A>, a, s, bytes, stream);
 }
 
-template <class T>
-cudaError_t block_forward(CellKind cell, const Forward<T>& a, const BlockShape& shape, cudaStream_t stream) {
-  cudaError_t (*const run[])(const Forward<T>&, const BlockShape&, cudaStream_t) = {
-      block_forward_cell<Lstm, T>, block_forward_cell<Gru, T>, block_forward_cell<RnnTanh, T>,
-      block_forward_cell<RnnRelu, T>};
+// A: Forward<T> or MaskedForward<T>; below the same of backward.
+template <class T, class A>
+cudaError_t block_forward(CellKind cell, const A& a, const BlockShape& shape, cudaStream_t stream) {
+  cudaError_t (*const run[])(const A&, const BlockShape&, cudaStream_t) = {
+      block_forward_cell<Lstm, T, A>, block_forward_cell<Gru, T, A>, block_forward_cell<RnnTanh, T, A>,
+      block_forward_cell<RnnRelu, T, A>};
   return run[cell](a, shape, stream);
 }
-template <class T>
-cudaError_t block_backward(CellKind cell, const Backward<T>& a, const BlockShape& shape, cudaStream_t stream) {
-  cudaError_t (*const run[])(const Backward<T>&, const BlockShape&, cudaStream_t) = {
-      block_backward_cell<Lstm, T>, block_backward_cell<Gru, T>, block_backward_cell<RnnTanh, T>,
-      block_backward_cell<RnnRelu, T>};
+template <class T, class A>
+cudaError_t block_backward(CellKind cell, const A& a, const BlockShape& shape, cudaStream_t stream) {
+  cudaError_t (*const run[])(const A&, const BlockShape&, cudaStream_t) = {
+      block_backward_cell<Lstm, T, A>, block_backward_cell<Gru, T, A>, block_backward_cell<RnnTanh, T, A>,
+      block_backward_cell<RnnRelu, T, A>};
   return run[cell](a, shape, stream);
 }
 
-#define FUSEDRNN_BLOCK(T)                                                                           \
-  template cudaError_t block_forward(CellKind, const Forward<T>&, const BlockShape&, cudaStream_t); \
-  template cudaError_t block_backward(CellKind, const Backward<T>&, const BlockShape&, cudaStream_t);
+#define FUSEDRNN_BLOCK(T)                                                                                    \
+  template cudaError_t block_forward<T>(CellKind, const Forward<T>&, const BlockShape&, cudaStream_t);       \
+  template cudaError_t block_backward<T>(CellKind, const Backward<T>&, const BlockShape&, cudaStream_t);     \
+  template cudaError_t block_forward<T>(CellKind, const MaskedForward<T>&, const BlockShape&, cudaStream_t); \
+  template cudaError_t block_backward<T>(CellKind, const MaskedBackward<T>&, const BlockShape&, cudaStream_t);
 
 }  // namespace cuda
 }  // namespace fusedrnn

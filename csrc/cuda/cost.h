@@ -29,7 +29,6 @@ struct Asked {
   int gates;
   ValueType type;
   int64_t T, B, H;
-  bool masked = false;
 
   int type_bytes() const { return type == ValueType::kFloat64 ? 8 : type <= ValueType::kTf32 ? 4 : 2; }
   int64_t columns() const { return backward ? H : gates * H; }  // of the product, in which each row of the batch sums

@@ -39,7 +39,7 @@
 #include <cooperative_groups.h>
 
 #include "grid_product.cuh"
-#include "unit.cuh"
+#include "masked_unit.cuh"
 
 namespace fusedrnn {
 namespace cuda {

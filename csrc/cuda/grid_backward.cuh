@@ -8,25 +8,26 @@ namespace cuda {
 // In shared memory h is the part of dh that does not pass w_hh (at first: dh_n), and c is dc.
 
 // Step k of one (row, unit) pair: backward_unit, and the recurrent deltas for the other blocks.
-template <class Cell, class T, bool Tf32>
-FUSEDRNN_DEVICE void grid_backward_unit(const Backward<T>& a, const GridWorkspace<T>& w, const GridShared& s, int64_t k,
+template <class Cell, class T, bool Tf32, class A>
+FUSEDRNN_DEVICE void grid_backward_unit(const A& a, const GridWorkspace<T>& w, const GridShared& s, int64_t k,
                                         const GridPart::Pair& at, const Kept<Cell, T>& kept, float product) {
   float delta[Cell::kDeltas];
   StateGrad<float> grad{s.h[at.state], s.c[at.state]};
-  run_unit_backward<Cell, T>(kept, product, grad, delta);
+  const int64_t t = step_of(k, a.steps, a.reverse);
+  const auto turn = turn_of<Cell>(a, t, at.b, at.unit);
+  run_unit_backward<Cell, T>(turn, kept, product, grad, delta);
 #pragma unroll
   for (int g = 0; g < Cell::kGates; ++g)
     w.at(k).publish(at.b, g * a.H + at.unit, as_operand<T, Tf32>(from_compute<T>(delta[Cell::kRecurrentDelta + g])));
 #pragma unroll
   for (int g = 0; g < Cell::kGates; ++g) w.at(k + 2).clear(at.b, g * a.H + at.unit);
-  store_deltas<Cell, T>(a, step_of(k, a.steps, a.reverse), at.b, at.unit, delta);
+  store_deltas<Cell, T>(a, t, at.b, at.unit, turn, delta);
   s.h[at.state] = grad.dh, s.c[at.state] = grad.dc;
 }
 
 // The gradients of the last states into shared memory.
-template <class Cell, class T>
-FUSEDRNN_DEVICE void begin_backward(const Backward<T>& a, const GridWorkspace<T>& w, const GridShared& s,
-                                    const GridPart& part) {
+template <class Cell, class T, class A>
+FUSEDRNN_DEVICE void begin_backward(const A& a, const GridWorkspace<T>& w, const GridShared& s, const GridPart& part) {
   for (int64_t i = threadIdx.x; i < part.states(); i += blockDim.x) {
     const int64_t b = part.row_of(i), unit = part.unit_of(i);
     const StateGrad<float> grad = final_gradient<Cell>(a, b, unit);
@@ -38,9 +39,9 @@ FUSEDRNN_DEVICE void begin_backward(const Backward<T>& a, const GridWorkspace<T>
 }
 
 // Columns of a block: its units.
-template <class Cell, class T, class Shape, bool Tf32>
+template <class Cell, class T, class Shape, bool Tf32, class A>
 __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
-    grid_backward_kernel(const Backward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
+    grid_backward_kernel(const A a, const GridWorkspace<T> w, const GridPlan plan) {
   using P = Product<T, Tf32, Shape::kTiles>;
   DYNAMIC_SHARED(carver);
   const GridShared s = GridShared::carve<Shape>(carver, plan);
@@ -88,9 +89,9 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
 }
 
 // As run_grid_forward.
-template <class Cell, class T, class Shape, bool Tf32>
-cudaError_t run_grid_backward(const Backward<T>& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
-  return launch(grid_launch<Shape>(plan, stream), grid_backward_kernel<Cell, T, Shape, Tf32>, a,
+template <class Cell, class T, class Shape, bool Tf32, class A>
+cudaError_t run_grid_backward(const A& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
+  return launch(grid_launch<Shape>(plan, stream), grid_backward_kernel<Cell, T, Shape, Tf32, A>, a,
                 GridWorkspace<T>(workspace, plan, a.B), plan);
 }
 

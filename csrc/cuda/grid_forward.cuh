@@ -6,8 +6,8 @@ namespace fusedrnn {
 namespace cuda {
 
 // Step k of one (row, unit) pair, whose partial sums are there: forward_unit, and the new h for the other blocks.
-template <class Cell, class T, class Shape, bool Tf32>
-FUSEDRNN_DEVICE void grid_forward_unit(const Forward<T>& a, const GridWorkspace<T>& w, const GridShared& s, int64_t k,
+template <class Cell, class T, class Shape, bool Tf32, class A>
+FUSEDRNN_DEVICE void grid_forward_unit(const A& a, const GridWorkspace<T>& w, const GridShared& s, int64_t k,
                                        const GridPart::Pair& at, const Projection<Cell, T>& x) {
   constexpr int G = Cell::kGates;
   float product[G], saved[kSavedSlots<Cell>];
@@ -19,17 +19,19 @@ FUSEDRNN_DEVICE void grid_forward_unit(const Forward<T>& a, const GridWorkspace<
     bias.input[g] = s.input_bias[column], bias.recurrent[g] = s.bias[column];
     product[g] = sum_of<Shape>(s.sums, at.in_pass, column);
   }
-  run_unit<Cell, T>(x, bias, product, state, saved);
-  w.at(k + 1).publish(at.b, at.unit, as_operand<T, Tf32>(from_compute<T>(state.h)));
+  const int64_t t = step_of(k, a.steps, a.reverse);
+  const auto turn = turn_of<Cell>(a, t, at.b, at.unit);
+  run_unit<Cell, T>(turn, x, bias, product, state, saved);
+  const State<float> next = next_state(turn, state);
+  w.at(k + 1).publish(at.b, at.unit, as_operand<T, Tf32>(from_compute<T>(next.h)));
   w.at(k - 1).clear(at.b, at.unit);
-  store_unit<Cell, T>(a, step_of(k, a.steps, a.reverse), at.b, at.unit, state, saved);
-  s.h[at.state] = state.h, s.c[at.state] = state.c;
+  store_unit<Cell, T>(a, t, at.b, at.unit, turn, state, saved);
+  s.h[at.state] = next.h, s.c[at.state] = next.c;
 }
 
 // States and biases into shared memory, h0 into the first exchange.
-template <class Cell, class T, bool Tf32>
-FUSEDRNN_DEVICE void begin_forward(const Forward<T>& a, const GridWorkspace<T>& w, const GridShared& s,
-                                   const GridPart& part) {
+template <class Cell, class T, bool Tf32, class A>
+FUSEDRNN_DEVICE void begin_forward(const A& a, const GridWorkspace<T>& w, const GridShared& s, const GridPart& part) {
   for (int64_t i = threadIdx.x; i < part.states(); i += blockDim.x) {
     const int64_t b = part.row_of(i), unit = part.unit_of(i);
     const State<float> state = initial_state<Cell>(a, b, unit);
@@ -46,9 +48,9 @@ FUSEDRNN_DEVICE void begin_forward(const Forward<T>& a, const GridWorkspace<T>& 
 }
 
 // Columns of a block: G neighbours for each unit.
-template <class Cell, class T, class Shape, bool Tf32>
+template <class Cell, class T, class Shape, bool Tf32, class A>
 __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
-    grid_forward_kernel(const Forward<T> a, const GridWorkspace<T> w, const GridPlan plan) {
+    grid_forward_kernel(const A a, const GridWorkspace<T> w, const GridPlan plan) {
   constexpr int G = Cell::kGates;
   using P = Product<T, Tf32, Shape::kTiles>;
   DYNAMIC_SHARED(carver);
@@ -88,9 +90,9 @@ __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
 }
 
 // workspace: plan.workspace_bytes, 16-byte aligned, of any content. The plan is that of grid_blocks<Shape>.
-template <class Cell, class T, class Shape, bool Tf32>
-cudaError_t run_grid_forward(const Forward<T>& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
-  return launch(grid_launch<Shape>(plan, stream), grid_forward_kernel<Cell, T, Shape, Tf32>, a,
+template <class Cell, class T, class Shape, bool Tf32, class A>
+cudaError_t run_grid_forward(const A& a, const GridPlan& plan, void* workspace, cudaStream_t stream) {
+  return launch(grid_launch<Shape>(plan, stream), grid_forward_kernel<Cell, T, Shape, Tf32, A>, a,
                 GridWorkspace<T>(workspace, plan, a.B), plan);
 }
 

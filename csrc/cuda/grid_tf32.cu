@@ -3,7 +3,7 @@
 namespace fusedrnn {
 namespace cuda {
 
-template struct GridKernels<float, true>;
+template struct GridKernels<float, true, false>;
 
 }  // namespace cuda
 }  // namespace fusedrnn

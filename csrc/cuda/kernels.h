@@ -106,7 +106,6 @@ cudaError_t step_backward(CellKind cell, const MaskedBackward<T>& a, int64_t k, 
 // What masks are made of. A length that is not from 0 to T is an error of the device.
 struct MaskSources {
   int64_t T, B;
-  bool reverse;
   Steps<const unsigned char> resets;  // or null; as Masks has it if packed
   const int64_t* lengths;             // [B], or null
   const int64_t* offsets;             // of the device, or null
@@ -140,22 +139,23 @@ cudaError_t bias_gradients(CellKind cell, const T* delta, int64_t rows, int64_t 
                            T* db_ih, T* db_hh, cudaStream_t stream);
 
 // The whole sequence in one launch, of a shape that fits (block_shape.h). T is float, __half or __nv_bfloat16.
-template <class T>
-cudaError_t block_forward(CellKind cell, const Forward<T>& a, const BlockShape& shape, cudaStream_t stream);
-template <class T>
-cudaError_t block_backward(CellKind cell, const Backward<T>& a, const BlockShape& shape, cudaStream_t stream);
+// A is Forward<T> or MaskedForward<T>, of backward Backward<T> or MaskedBackward<T>.
+template <class T, class A>
+cudaError_t block_forward(CellKind cell, const A& a, const BlockShape& shape, cudaStream_t stream);
+template <class T, class A>
+cudaError_t block_backward(CellKind cell, const A& a, const BlockShape& shape, cudaStream_t stream);
 
 // The whole sequence in one cooperative launch, by a plan that fits (grid_plan.h). T as above; tf32 matters to float
 // alone. The workspace has plan.workspace_bytes of any content, at an address that 256 divides.
-template <class T>
-cudaError_t grid_forward(CellKind cell, const Forward<T>& a, const GridPlan& plan, bool tf32, void* workspace,
+template <class T, class A>
+cudaError_t grid_forward(CellKind cell, const A& a, const GridPlan& plan, bool tf32, void* workspace,
                          cudaStream_t stream);
-template <class T>
-cudaError_t grid_backward(CellKind cell, const Backward<T>& a, const GridPlan& plan, bool tf32, void* workspace,
+template <class T, class A>
+cudaError_t grid_backward(CellKind cell, const A& a, const GridPlan& plan, bool tf32, void* workspace,
                           cudaStream_t stream);
 // Whether a multiprocessor of the current device can hold a block of that plan, whose shared memory it may ask for.
 template <class T>
-cudaError_t grid_resident(CellKind cell, bool backward, const GridPlan& plan, bool tf32, bool* resident);
+cudaError_t grid_resident(CellKind cell, bool backward, bool masked, const GridPlan& plan, bool tf32, bool* resident);
 
 }  // namespace cuda
 }  // namespace fusedrnn

@@ -126,11 +126,8 @@ class Call {
   }
 
   bool masked() const { return a.offsets || a.lengths || a.resets; }
-  MaskSources mask_sources(int64_t detach_every) const {
-    return {a.steps, a.B, a.reverse, a.resets, a.lengths, nullptr, detach_every};
-  }
   Masks masks(int64_t detach_every) const {
-    MaskSources from = mask_sources(detach_every);
+    MaskSources from{a.steps, a.B, a.resets, a.lengths, nullptr, detach_every};
     if (a.offsets) {
       int64_t* offsets = device.template take<int64_t>(a.steps + 1);
       check(copy_offsets(a.offsets, a.steps + 1, offsets, device.stream), "copy_offsets");
@@ -164,9 +161,9 @@ class Call {
   }
 
   Choice choose(bool backward, bool masked) const {
-    const Asked asked{backward, cell.gates, tf32 ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H, masked};
+    const Asked asked{backward, cell.gates, tf32 ? ValueType::kTf32 : kValueType<T>, a.steps, a.B, a.H};
     Choice choice = select(asked, device.limits, device.algorithm);
-    if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, choice)) {
+    if (choice.error.empty() && choice.algorithm == Algorithm::kGrid && !resident(backward, masked, choice)) {
       Limits without = device.limits;
       without.cooperative = false;
       if (!forced()) return select(asked, without, nullptr);
@@ -176,10 +173,10 @@ class Call {
     return choice;
   }
 
-  bool resident(bool backward, const Choice& choice) const {
+  bool resident(bool backward, bool masked, const Choice& choice) const {
     bool all = false;
     if constexpr (!std::is_same_v<T, double>)
-      check(grid_resident<T>(a.cell, backward, choice.grid, tf32, &all), "grid_resident");
+      check(grid_resident<T>(a.cell, backward, masked, choice.grid, tf32, &all), "grid_resident");
     return all;
   }
 
@@ -211,8 +208,9 @@ class Call {
 
 // The loop over the steps, by the algorithm that serves it: steps(), block(shape) or grid(plan, workspace).
 template <class T, class BySteps, class InBlock, class InGrid>
-void run_loop(const Call<T>& call, bool backward, const BySteps& steps, const InBlock& block, const InGrid& grid) {
-  const Choice choice = call.choose(backward, false);
+void run_loop(const Call<T>& call, bool backward, bool masked, const BySteps& steps, const InBlock& block,
+              const InGrid& grid) {
+  const Choice choice = call.choose(backward, masked);
   if constexpr (!std::is_same_v<T, double>) {  // for which there are no other kernels
     if (choice.algorithm == Algorithm::kBlock)
       return call.check(block(choice.block), backward ? "block_backward" : "block_forward");
@@ -263,51 +261,27 @@ void forward_steps(const Call<T>& call, const MaskedForward<T>& f) {
   }
 }
 
-template <class T>
-void forward_loop(const Call<T>& call, const Forward<T>& f) {
+// A: Forward<T> or MaskedForward<T>.
+template <class T, class A>
+void forward_loop(const Call<T>& call, const A& f) {
   if (f.steps == 0 || f.B == 0 || f.H == 0) {
     call.copy_state(f.h_n, f.h0);
     return call.copy_state(f.c_n, f.c0);
   }
   const cudaStream_t stream = call.device.stream;
   run_loop(
-      call, false, [&] { forward_steps(call, f); },
+      call, false, std::is_same_v<A, MaskedForward<T>>, [&] { forward_steps(call, f); },
       [&](const auto& shape) { return block_forward<T>(call.a.cell, f, shape, stream); },
       [&](const auto& plan, void* workspace) {
         return grid_forward<T>(call.a.cell, f, plan, call.tf32, workspace, stream);
       });
 }
 
-template <class T>
-void forward_loop(const Call<T>& call, const MaskedForward<T>& f) {
-  if (f.steps == 0 || f.B == 0 || f.H == 0) return forward_loop(call, static_cast<const Forward<T>&>(f));
-  call.choose(false, true);
-  forward_steps(call, f);
-}
-
 // ---------------------------------------------------------------------------------------------- backward
 
-template <class T>
-void backward_steps(const Call<T>& call, const Backward<T>& b) {
-  using F = typename Carried<T>::F;
-  const int64_t N = call.G * b.H;
-  F* product = call.device.template take<F>(b.B * b.H);
-  const Carried<T> carried{call.device.template take<F>(b.B * b.H), call.device.template take<F>(b.B * b.H)};
-  const int64_t first = b.dh0 || b.dc0 ? -1 : 0;
-  for (int64_t k = b.steps - 1; k >= first; --k) {
-    const bool last = k == b.steps - 1;
-    if (!last) {
-      const T* delta = b.delta.at(step_of(k + 1, b.steps, b.reverse)) + call.cell.recurrent_delta * b.H;
-      call.product(b.B, b.H, N, call.matrix(delta, b.delta.row), call.matrix(b.w_hh, b.H), product, b.H);
-    }
-    call.check(step_backward<T>(call.a.cell, b, k, last ? nullptr : product, carried, call.device.stream),
-               "step_backward");
-  }
-}
-
-// The same with masks.
-template <class T>
-void backward_steps(const Call<T>& call, const MaskedBackward<T>& b) {
+// A: Backward<T> or MaskedBackward<T>.
+template <class T, class A>
+void backward_steps(const Call<T>& call, const A& b) {
   using F = typename Carried<T>::F;
   const int64_t N = call.G * b.H;
   F* product = call.device.template take<F>(b.B * b.H);
@@ -325,26 +299,19 @@ void backward_steps(const Call<T>& call, const MaskedBackward<T>& b) {
   }
 }
 
-template <class T>
-void backward_loop(const Call<T>& call, const Backward<T>& b) {
+template <class T, class A>
+void backward_loop(const Call<T>& call, const A& b) {
   if (b.steps == 0 || b.B == 0 || b.H == 0) {
     call.copy_state(b.dh0, b.dh_n);
     return call.copy_state(b.dc0, b.dc_n);
   }
   const cudaStream_t stream = call.device.stream;
   run_loop(
-      call, true, [&] { backward_steps(call, b); },
+      call, true, std::is_same_v<A, MaskedBackward<T>>, [&] { backward_steps(call, b); },
       [&](const auto& shape) { return block_backward<T>(call.a.cell, b, shape, stream); },
       [&](const auto& plan, void* workspace) {
         return grid_backward<T>(call.a.cell, b, plan, call.tf32, workspace, stream);
       });
-}
-
-template <class T>
-void backward_loop(const Call<T>& call, const MaskedBackward<T>& b) {
-  if (b.steps == 0 || b.B == 0 || b.H == 0) return backward_loop(call, static_cast<const Backward<T>&>(b));
-  call.choose(true, true);
-  backward_steps(call, b);
 }
 
 // The state before each step, in the layout of x: what w_hh was multiplied with.

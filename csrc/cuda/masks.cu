@@ -4,22 +4,21 @@
 
 namespace fusedrnn {
 namespace cuda {
-namespace {
 
-constexpr int kThreads = 256, kAtATime = 256;
+constexpr int kMaskThreads = 256, kOffsetsAtATime = 256;
 
 // The i-th thread of so many; the launch has at least as many.
-FUSEDRNN_DEVICE int64_t thread_of_grid() { return int64_t(blockIdx.x) * kThreads + threadIdx.x; }
+static FUSEDRNN_DEVICE int64_t thread_of_grid() { return int64_t(blockIdx.x) * kMaskThreads + threadIdx.x; }
 
-cudaError_t for_each(int64_t count, Launch& where, cudaStream_t stream) {
-  const int64_t blocks = (count + kThreads - 1) / kThreads;
+static cudaError_t for_each(int64_t count, Launch& where, cudaStream_t stream) {
+  const int64_t blocks = (count + kMaskThreads - 1) / kMaskThreads;
   if (blocks >= int64_t(1) << 31) return cudaErrorInvalidValue;
-  where = {dim3(unsigned(blocks)), dim3(kThreads)};
+  where = {dim3(unsigned(blocks)), dim3(kMaskThreads)};
   where.stream = stream;
   return cudaSuccess;
 }
 
-__global__ void __launch_bounds__(kThreads) flags_kernel(MaskSources a, RowFlags* flags) {
+__global__ void __launch_bounds__(kMaskThreads) flags_kernel(MaskSources a, RowFlags* flags) {
   const int64_t i = thread_of_grid();
   if (i >= a.T * a.B) return;
   const int64_t t = i / a.B, b = i % a.B;
@@ -33,14 +32,14 @@ __global__ void __launch_bounds__(kThreads) flags_kernel(MaskSources a, RowFlags
 
 // Arguments of a kernel: a graph keeps them, where it would keep a pointer of the host alone.
 struct Offsets {
-  int64_t v[kAtATime];
+  int64_t v[kOffsetsAtATime];
 };
-__global__ void __launch_bounds__(kAtATime) offsets_kernel(Offsets from, int count, int64_t* to) {
+__global__ void __launch_bounds__(kOffsetsAtATime) offsets_kernel(Offsets from, int count, int64_t* to) {
   if (int(threadIdx.x) < count) to[threadIdx.x] = from.v[threadIdx.x];
 }
 
 template <class V>
-__global__ void __launch_bounds__(kThreads) copy_kernel(MaskedCopy<V> a) {
+__global__ void __launch_bounds__(kMaskThreads) copy_kernel(MaskedCopy<V> a) {
   const int64_t i = thread_of_grid();
   if (i >= a.T * a.B * a.columns) return;
   const int64_t j = i % a.columns, row = i / a.columns, t = row / a.B, b = row % a.B;
@@ -60,8 +59,6 @@ __global__ void __launch_bounds__(kThreads) copy_kernel(MaskedCopy<V> a) {
   a.to.at(at.t, at.b)[j] = value;
 }
 
-}  // namespace
-
 cudaError_t make_flags(const MaskSources& a, RowFlags* flags, cudaStream_t stream) {
   Launch where;
   if (a.T * a.B == 0) return cudaSuccess;
@@ -70,10 +67,10 @@ cudaError_t make_flags(const MaskSources& a, RowFlags* flags, cudaStream_t strea
 }
 
 cudaError_t copy_offsets(const int64_t* from, int64_t count, int64_t* to, cudaStream_t stream) {
-  Launch where{dim3(1), dim3(kAtATime)};
+  Launch where{dim3(1), dim3(kOffsetsAtATime)};
   where.stream = stream;
-  for (int64_t i = 0; i < count; i += kAtATime) {
-    const int n = count - i < kAtATime ? int(count - i) : kAtATime;
+  for (int64_t i = 0; i < count; i += kOffsetsAtATime) {
+    const int n = count - i < kOffsetsAtATime ? int(count - i) : kOffsetsAtATime;
     Offsets piece{};
     for (int j = 0; j < n; ++j) piece.v[j] = from[i + j];
     const cudaError_t error = launch(where, offsets_kernel, piece, n, to + i);

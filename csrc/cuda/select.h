@@ -72,8 +72,6 @@ inline GridChoice grid_plan_for(const Asked& a, const Limits& limits) {
 // Why an algorithm that is not step cannot run something.
 inline std::string why_not(const std::string& name, const Asked& a, const Limits& limits) {
   const std::string start = "the algorithm " + name + " does not run ", H = "hidden size " + std::to_string(a.H);
-  if (a.masked)
-    return start + "masks: packed sequences, lengths, resets, detach_every and gradients of c of every step";
   if (a.type == ValueType::kFloat64) return start + "float64";
   if (name == "block")
     return start + H + " on this device: w_hh does not fit in the shared memory of a block, or units are more than " +
@@ -94,7 +92,7 @@ inline Choice select(const Asked& a, const Limits& limits, const char* name) {
   const Choice block{Algorithm::kBlock, block_shape_for(a, limits), {}, ""};
   const GridChoice cheapest = grid_plan_for(a, limits);
   const Choice grid{Algorithm::kGrid, {0, 0}, cheapest.plan, ""};
-  const bool can_block = block.block.rows() > 0 && !a.masked, can_grid = grid.grid.fits && !a.masked;
+  const bool can_block = block.block.rows() > 0, can_grid = grid.grid.fits;
   if (wanted == "block" && can_block) return block;
   if (wanted == "grid" && can_grid) return grid;
   if (!wanted.empty()) return {Algorithm::kStep, {0, 0}, {}, why_not(wanted, a, limits)};

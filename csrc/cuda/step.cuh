@@ -72,11 +72,11 @@ __global__ void __launch_bounds__(kStepThreads)
     state.h = carried.h[i];
     if constexpr (Cell::kHasCellState) state.c = carried.c[i];
     const int64_t t = step_of(k, a.steps, a.reverse);
-    const auto x = load_projection<Cell>(a, t, b, j);
+    const bool idle = flags_of(a, t, b) & kIdle;  // then the product may not be there
     Compute<T> r[Cell::kGates];
 #pragma unroll
-    for (int g = 0; g < Cell::kGates; ++g) r[g] = x.idle ? Compute<T>(0) : product[(b * Cell::kGates + g) * H + j];
-    forward_unit<Cell>(a, t, b, j, x, load_biases<Cell>(a, j), r, state);
+    for (int g = 0; g < Cell::kGates; ++g) r[g] = idle ? Compute<T>(0) : product[(b * Cell::kGates + g) * H + j];
+    forward_unit<Cell>(a, t, b, j, load_projection<Cell>(a, t, b, j), load_biases<Cell>(a, j), r, state);
   }
   if (k == a.steps - 1) return store_final_state<Cell>(a, b, j, state);
   operand[i] = from_compute<T>(state.h);

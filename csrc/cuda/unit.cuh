@@ -14,6 +14,17 @@ namespace cuda {
 template <class Cell>
 constexpr int kSavedSlots = Cell::kSaved ? Cell::kSaved : 1;  // there is no array of none
 
+// What a mask says of a row in a step, of sequences that have none. Others are in masked_unit.cuh.
+struct Whole {};
+template <class Cell, class T>
+FUSEDRNN_DEVICE Whole turn_of(const Forward<T>&, int64_t, int64_t, int64_t) {
+  return {};
+}
+template <class Cell, class T>
+FUSEDRNN_DEVICE Whole turn_of(const Backward<T>&, int64_t, int64_t, int64_t) {
+  return {};
+}
+
 // What a value of T is, or zero where there is no tensor.
 template <class T>
 FUSEDRNN_DEVICE Compute<T> value_or_zero(const T* p, int64_t i) {
@@ -63,7 +74,7 @@ FUSEDRNN_DEVICE State<Compute<T>> initial_state(const Forward<T>& a, int64_t b, 
 
 // One step: the product w_hh h without bias, of all gates, and the state before it, which becomes the state after it.
 template <class Cell, class T>
-FUSEDRNN_DEVICE void run_unit(Projection<Cell, T> x, const Biases<Cell, T>& bias,
+FUSEDRNN_DEVICE void run_unit(Whole, Projection<Cell, T> x, const Biases<Cell, T>& bias,
                               const Compute<T> (&product)[Cell::kGates], State<Compute<T>>& state,
                               Compute<T> (&saved)[kSavedSlots<Cell>]) {
   Compute<T> recurrent[Cell::kGates];
@@ -77,8 +88,8 @@ FUSEDRNN_DEVICE void run_unit(Projection<Cell, T> x, const Biases<Cell, T>& bias
 
 // What step t leaves in memory.
 template <class Cell, class T>
-FUSEDRNN_DEVICE void store_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, const State<Compute<T>>& state,
-                                const Compute<T> (&saved)[kSavedSlots<Cell>]) {
+FUSEDRNN_DEVICE void store_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, Whole,
+                                const State<Compute<T>>& state, const Compute<T> (&saved)[kSavedSlots<Cell>]) {
   a.y.at(t, b)[j] = from_compute<T>(state.h);
   if constexpr (Cell::kHasCellState)
     if (a.c) a.c.at(t, b)[j] = from_compute<T>(state.c);
@@ -90,14 +101,20 @@ FUSEDRNN_DEVICE void store_unit(const Forward<T>& a, int64_t t, int64_t b, int64
     }
 }
 
-// Both, of step t.
+// What the next step begins with.
+template <class F>
+FUSEDRNN_DEVICE State<F> next_state(Whole, const State<F>& state) {
+  return state;
+}
+
+// All of step t.
 template <class Cell, class T>
 FUSEDRNN_DEVICE void forward_unit(const Forward<T>& a, int64_t t, int64_t b, int64_t j, const Projection<Cell, T>& x,
                                   const Biases<Cell, T>& bias, const Compute<T> (&product)[Cell::kGates],
                                   State<Compute<T>>& state) {
   Compute<T> saved[kSavedSlots<Cell>];
-  run_unit<Cell, T>(x, bias, product, state, saved);
-  store_unit<Cell, T>(a, t, b, j, state, saved);
+  run_unit<Cell, T>(Whole(), x, bias, product, state, saved);
+  store_unit<Cell, T>(a, t, b, j, Whole(), state, saved);
 }
 
 // After the last step.
@@ -148,8 +165,8 @@ FUSEDRNN_DEVICE StateGrad<Compute<T>> final_gradient(const Backward<T>& a, int64
 // One step: the product of w_hh and the recurrent deltas of the step run after it (zero for the last), and what of the
 // gradient of its states came around w_hh, which becomes the same of the step before.
 template <class Cell, class T>
-FUSEDRNN_DEVICE void run_unit_backward(const Kept<Cell, T>& kept, Compute<T> product, StateGrad<Compute<T>>& grad,
-                                       Compute<T> (&delta)[Cell::kDeltas]) {
+FUSEDRNN_DEVICE void run_unit_backward(Whole, const Kept<Cell, T>& kept, Compute<T> product,
+                                       StateGrad<Compute<T>>& grad, Compute<T> (&delta)[Cell::kDeltas]) {
   grad.dh += product + kept.dy;
   Cell::backward(kept.saved, kept.step, grad, delta);
   if constexpr (!Cell::kKeepsDirect) grad.dh = 0;
@@ -157,7 +174,7 @@ FUSEDRNN_DEVICE void run_unit_backward(const Kept<Cell, T>& kept, Compute<T> pro
 
 // What step t leaves in memory.
 template <class Cell, class T>
-FUSEDRNN_DEVICE void store_deltas(const Backward<T>& a, int64_t t, int64_t b, int64_t j,
+FUSEDRNN_DEVICE void store_deltas(const Backward<T>& a, int64_t t, int64_t b, int64_t j, Whole,
                                   const Compute<T> (&delta)[Cell::kDeltas]) {
   T* row = a.delta.at(t, b) + j;
 #pragma unroll
@@ -169,8 +186,8 @@ template <class Cell, class T>
 FUSEDRNN_DEVICE void backward_unit(const Backward<T>& a, int64_t t, int64_t b, int64_t j, const Kept<Cell, T>& kept,
                                    Compute<T> product, StateGrad<Compute<T>>& grad,
                                    Compute<T> (&delta)[Cell::kDeltas]) {
-  run_unit_backward<Cell, T>(kept, product, grad, delta);
-  store_deltas<Cell, T>(a, t, b, j, delta);
+  run_unit_backward<Cell, T>(Whole(), kept, product, grad, delta);
+  store_deltas<Cell, T>(a, t, b, j, Whole(), delta);
 }
 
 // Before the first step: the product is of the first step's deltas.

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from device_cases import Case, draw, leaves
+from device_cases import Case, draw, fused, leaves
 from op_cases import Arguments
 from places import Place
 from torch import Tensor
@@ -22,14 +22,12 @@ each_layout = pytest.mark.parametrize(
 f64 = torch.float64
 
 
-def function_of(case: Case, args: Arguments, recompute: bool = False) -> Any:
-    """y and the final states as a function of the tensors that are given."""
+def function_of(case: Case, args: Arguments) -> Any:
+    """The results as a function of the tensors that are given."""
 
     def run(*given: Tensor) -> tuple[Tensor, ...]:
         rest = iter(given)
-        x, h0, c0, *weights = (None if t is None else next(rest) for t in args)
-        states = [s for s in (h0, c0) if s is not None]
-        return functional._layer(case.cell, x, states, weights, None, case.batch_first, case.reverse, recompute)
+        return fused(case, Arguments(*(None if t is None else next(rest) for t in args)))
 
     return run
 
@@ -41,9 +39,23 @@ def function_of(case: Case, args: Arguments, recompute: bool = False) -> Any:
 def test_gradients_agree_with_finite_differences(
     place: Place, cell: str, layout: tuple[bool, bool], bias: bool, recompute: bool
 ) -> None:
-    case = Case(cell, (3, 2, 3, 4), f64, *layout, bias=bias)
+    case = Case(cell, (3, 2, 3, 4), f64, *layout, bias=bias, recompute=recompute)
     args = leaves(draw(case).args, place.device)
-    assert gradcheck(function_of(case, args, recompute), args.given(), fast_mode=place.slow)
+    assert gradcheck(function_of(case, args), args.given(), fast_mode=place.slow)
+
+
+@each_cell
+@pytest.mark.parametrize(
+    "masks, reverse", [(("resets", "lengths", "states"), True), (("resets", "packed"), True), (("states",), False)]
+)
+@pytest.mark.parametrize("recompute", [False, True], ids=["saved", "recomputed"])
+def test_gradients_with_masks_agree_with_finite_differences(
+    place: Place, cell: str, masks: tuple[str, ...], reverse: bool, recompute: bool
+) -> None:
+    case = Case(cell, (4, 3, 2, 3), f64, reverse=reverse, masks=masks, recompute=recompute)
+    args = leaves(draw(case).args, place.device)
+    assert gradcheck(function_of(case, args), args.given(), fast_mode=place.slow)
+    assert gradgradcheck(function_of(case, args), args.given(), fast_mode=True)
 
 
 @each_cell

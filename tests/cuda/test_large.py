@@ -42,5 +42,16 @@ def test_agrees_with_the_reference(place: Place, cell: str, size: tuple[int, ...
 
 
 @each_cell
+@pytest.mark.parametrize("masks", [("resets", "lengths", "states"), ("resets", "packed")], ids="-".join)
+@pytest.mark.parametrize(
+    "size, dtype", [((40, 64, 256, 256), f16), ((40, 64, 256, 256), f32), ((30, 33, 65, 768), bf16)], ids=str
+)
+def test_masks_agree_with_the_reference(
+    place: Place, cell: str, size: tuple[int, int, int, int], dtype: torch.dtype, masks: tuple[str, ...]
+) -> None:
+    check(Case(cell, size, dtype, reverse=size[1] == 33, masks=masks), place.device)
+
+
+@each_cell
 def test_a_long_sequence_agrees_with_the_reference(place: Place, cell: str) -> None:
     check(Case(cell, (1024, 16, 32, 128), f32), place.device)

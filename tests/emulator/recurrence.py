@@ -10,6 +10,7 @@ from emulator.toolchain import Emulator, Unwritten
 
 CELLS = ["lstm", "gru", "rnn_tanh", "rnn_relu"]
 GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
+ZEROED, DETACHED, IDLE = 1, 2, 4
 SAVED = {"lstm": 4, "gru": 4, "rnn_tanh": 0, "rnn_relu": 0}
 DELTAS = {"lstm": 4, "gru": 4, "rnn_tanh": 1, "rnn_relu": 1}
 
@@ -59,7 +60,9 @@ class Case:
     reverse: bool = False
     batch_first: bool = False
     absent: tuple[str, ...] = ()  # tensors that are null
+    masks: str = ""  # "padded" or "packed": rows that end early, states that are zeroed and steps that are detached
     data: dict[str, np.ndarray] = field(init=False)
+    flags: np.ndarray = field(init=False)  # [T, B], as kernels.h has them
 
     def __post_init__(self) -> None:
         """Values that the type holds, [T, B, .]."""
@@ -75,6 +78,26 @@ class Case:
             for name, shape in shapes.items()
             if name not in self.absent
         }
+        if self.masks and self.cell == "lstm" and "dc" not in self.absent:
+            self.data["dc"] = kind.load(kind.store(random.uniform(-1, 1, (T, B, H))))
+        lengths = random.integers(0, T + 1, B) if self.masks else np.full(B, T)
+        if self.masks == "packed":
+            lengths = np.sort(np.maximum(lengths, 1))[::-1]
+            lengths[0] = T
+        drawn = random.integers(0, 4, (T, B)) * (random.random((T, B)) < 0.5) if self.masks else np.zeros((T, B))
+        self.flags = np.where(np.arange(T)[:, None] < lengths, drawn, IDLE).astype(np.uint16)
+
+    def stored_rows(self, v: np.ndarray) -> np.ndarray:
+        """[T, B, .] as the kernels have it."""
+        return v[self.flags != IDLE] if self.masks == "packed" else self.time_first(v)
+
+    def loaded_rows(self, v: np.ndarray) -> np.ndarray:
+        """And back: rows that a packed sequence has not are zeros."""
+        if self.masks != "packed":
+            return self.time_first(v)
+        all_rows = np.zeros((self.T, self.B, v.shape[-1]))
+        all_rows[self.flags != IDLE] = v
+        return all_rows
 
     def time_first(self, v: np.ndarray) -> np.ndarray:
         """To the layout of the case, or back."""
@@ -107,9 +130,12 @@ def forward(case: Case) -> dict[str, np.ndarray]:
     out: dict[int, tuple] = {}
     split = lambda v: v.reshape(case.B, G, case.H)  # noqa: E731
     for t in range(case.T)[:: -1 if case.reverse else 1]:
-        x, r = d["x"][t] + d.get("b_ih", zeros), h @ d["w_hh"].T + d.get("b_hh", zeros)
-        h, c, saved = forward_step(case.cell, split(x), split(r), h, c)
-        out[t] = h, c, np.concatenate([*saved, zero[:, :0]], 1)
+        zeroed, idle = ((case.flags[t] & bit)[:, None] > 0 for bit in (ZEROED, IDLE))
+        before = np.where(zeroed, 0, h), np.where(zeroed, 0, c)
+        x, r = d["x"][t] + d.get("b_ih", zeros), before[0] @ d["w_hh"].T + d.get("b_hh", zeros)
+        *after, saved = forward_step(case.cell, split(x), split(r), *before)
+        out[t] = tuple(np.where(idle, 0, v) for v in (*after, np.concatenate([*saved, zero[:, :0]], 1)))
+        h, c = np.where(idle, h, after[0]), np.where(idle, c, after[1])
     widths = {"y": case.H, "c": case.H, "saved": SAVED[case.cell] * case.H}
     kept = {
         name: np.stack([out[t][i] for t in range(case.T)]) if case.T else np.zeros((0, case.B, width))
@@ -140,12 +166,21 @@ def backward(case: Case, kept: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
     deltas = np.zeros((case.T, case.B, DELTAS[case.cell] * H))
     first = H if case.cell == "gru" else 0
     for k, t in reversed(list(enumerate(steps))):
-        h_prev, c_prev = (y[steps[k - 1]], c[steps[k - 1]]) if k else (d.get("h0", zero), d.get("c0", zero))
+        flags = case.flags[t][:, None]
+        h_prev, c_prev = d.get("h0", zero), d.get("c0", zero)
+        if k:
+            ran = case.flags[steps[k - 1]][:, None] != IDLE
+            h_prev, c_prev = np.where(ran, y[steps[k - 1]], h_prev), np.where(ran, c[steps[k - 1]], c_prev)
+        h_prev, c_prev = (np.where(flags & ZEROED, 0, v) for v in (h_prev, c_prev))
         saved = np.split(kept["saved"][t], SAVED[case.cell], 1) if SAVED[case.cell] else []
-        dh = dh + (d["dy"][t] if "dy" in d else 0)
-        slots, direct, dc = backward_step(case.cell, saved, y[t], h_prev, c[t], c_prev, dh, dc)
-        deltas[t] = np.concatenate(slots, 1)
-        dh = direct + deltas[t][:, first : first + G * H] @ d["w_hh"]
+        grads = dh + (d["dy"][t] if "dy" in d else 0), dc + (d["dc"][t] if "dc" in d else 0)
+        slots, direct, around = backward_step(case.cell, saved, y[t], h_prev, c[t], c_prev, *grads)
+        deltas[t] = np.where(flags & IDLE, 0, np.concatenate(slots, 1))
+        through = direct + deltas[t][:, first : first + G * H] @ d["w_hh"]
+        dh, dc = (
+            np.where(flags & IDLE, old, np.where(flags & (ZEROED | DETACHED), 0, new))
+            for old, new in ((dh, through), (dc, around))
+        )
     return {"delta": deltas, "dh0": dh, "dc0": dc}
 
 
@@ -179,12 +214,14 @@ def plan(emulator: Emulator, case: Case, kernel: Kernel, backward: bool) -> dict
 
 def memory_of(emulator: Emulator, case: Case, kernel: Kernel, backward: bool) -> list[np.ndarray | None]:
     """The product and what is carried between single steps, and the workspace of grid."""
-    B, H, memory = case.B, case.H, [None] * 4
+    B, H, memory = case.B, case.H, [None] * (4 if backward else 5)
     if kernel == STEP:
         compute = np.float64 if case.type_name == "float64" else np.float32
         memory[0] = np.zeros((B, (1 if backward else GATES[case.cell]) * H), compute)
-        memory[1] = np.zeros((B, H), compute) if case.cell == "gru" else None
+        memory[1] = np.zeros((B, H), compute) if case.cell == "gru" or case.masks else None
         memory[2] = np.zeros((B, H), compute) if case.cell == "lstm" else None
+        if case.masks and not backward:
+            memory[4] = np.zeros((B, H), TYPES[case.type_name].stored)
     elif kernel.kind == grid(1).kind:
         made = plan(emulator, case, kernel, backward)
         assert made["fits"]
@@ -197,21 +234,24 @@ def launch(
 ) -> dict[str, np.ndarray]:
     """given and wanted: values or shapes by name in the order of arguments; None is null."""
     kind = TYPES[case.type_name]
-    inputs = [None if v is None else kind.store(case.time_first(v) if v.ndim == 3 else v) for v in given.values()]
+    inputs = [None if v is None else kind.store(case.stored_rows(v) if v.ndim == 3 else v) for v in given.values()]
+    runs = case.flags != IDLE
+    inputs.append(case.flags.copy() if case.masks else None)
+    inputs.append(np.concatenate([[0], np.cumsum(runs.sum(1))]) if case.masks == "packed" else None)
     for v in inputs:
         if v is not None:
             v.flags.writeable = False
     outputs = {}
     for key, size in wanted.items():
-        if size is not None and case.batch_first and len(size) == 3:
-            size = (size[1], size[0], size[2])
+        if size is not None and len(size) == 3:
+            size = case.stored_rows(np.empty(size)).shape
         outputs[key] = None if size is None else np.zeros(size, kind.stored)
     memory = memory_of(emulator, case, kernel, name == "run_backward")
     numbers = [CELLS.index(case.cell), [*TYPES].index(case.type_name), *kernel, case.T, case.B, case.H]
     written = [None if v is None else Unwritten(v) for v in (*outputs.values(), *memory)]
     emulator.launch(name, *numbers, case.reverse, case.batch_first, *inputs, *written, **schedule)
     loaded = {key: kind.load(v) for key, v in outputs.items() if v is not None}
-    return {key: case.time_first(v) if v.ndim == 3 else v for key, v in loaded.items()}
+    return {key: v if len(wanted[key]) == 2 else case.loaded_rows(v) for key, v in loaded.items()}
 
 
 def run_forward(emulator, case: Case, kernel: Kernel, keep: bool = True, **schedule) -> dict[str, np.ndarray]:
@@ -232,7 +272,7 @@ def run_backward(emulator, case: Case, kept, kernel: Kernel, **schedule) -> dict
     T, B, H, lstm = case.T, case.B, case.H, case.cell == "lstm"
     reads = {"lstm": ("saved", "c"), "gru": ("saved", "y"), "rnn_tanh": ("y",), "rnn_relu": ("y",)}[case.cell]
     given = {name: kept[name] if name in reads else None for name in ("saved", "y", "c")}
-    given |= {name: case.data.get(name) for name in ("h0", "c0", "dy", "dh_n", "dc_n", "w_hh")}
+    given |= {name: case.data.get(name) for name in ("h0", "c0", "dy", "dh_n", "dc_n", "dc", "w_hh")}
     wanted = {"delta": (T, B, DELTAS[case.cell] * H), "dh0": (B, H), "dc0": (B, H) if lstm else None}
     wanted = {key: None if key in case.absent else v for key, v in wanted.items()}
     return launch(emulator, "run_backward", case, kernel, given, wanted, **schedule)

@@ -98,3 +98,12 @@ def test_a_launch_that_fails_names_the_kernel_and_the_shape(emulated: Glue, monk
     message = r"fusedrnn: block_forward failed: .* \(gru, 4 bytes a value, T 3, B 2, I 250, H 250\)"
     with pytest.raises(RuntimeError, match=message):
         emulated.gru(H=250)
+
+
+@pytest.mark.parametrize("length", [-1, 4])
+def test_a_length_that_is_none_of_the_sequence_is_an_error_of_the_device(emulated: Glue, length: int) -> None:
+    x, w = torch.zeros(3, 2, 4), torch.zeros(4, 4)
+    lengths = torch.tensor([3, length])
+    with pytest.raises(RuntimeError, match="make_flags failed"):
+        emulated.operators.rnn_tanh(x, None, None, w, w, None, None, None, False, False, None, lengths)
+    assert "the kernel stops itself" in emulated.operators.reports()

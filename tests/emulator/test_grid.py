@@ -55,6 +55,7 @@ SHAPES = {"narrow": NARROW, "wide": WIDE, "broad": BROAD}
 @pytest.mark.parametrize("cell", CELLS)
 def test_the_shapes_that_are_shipped(recurrence, cell, type_name, shape):
     check(Case(cell, type_name, 2, 17, 40), grid(5, shape, 99 << 10), recurrence, **RANDOM)
+    check(Case(cell, type_name, 3, 17, 40, masks="padded"), grid(5, shape, 99 << 10), recurrence, **RANDOM)
 
 
 def test_shipped_weights_in_registers_shared_memory_and_l2(recurrence):
@@ -121,7 +122,9 @@ def test_teams_run_their_rows_by_themselves(recurrence, cell, shape):
     for type_name, B, teams in [("float32", 11, 3), ("float16", 35, 2), ("bfloat16", 18, 5)]:
         kernel = grid(2, shape, 99 << 10, teams)
         assert plan(recurrence, Case(cell, type_name, 2, B, 19), kernel, False)["teams"] == teams
-        check(Case(cell, type_name, 6, B, 19, reverse=teams == 2, batch_first=teams == 5), kernel, recurrence, **RANDOM)
+        for masks in ("", "packed" if teams == 2 else "padded"):
+            layout = {"reverse": teams == 2, "batch_first": teams == 5}
+            check(Case(cell, type_name, 6, B, 19, **layout, masks=masks), kernel, recurrence, **RANDOM)
 
 
 @pytest.mark.parametrize("type_name", ["float32", "float16"])
@@ -141,14 +144,15 @@ def test_a_state_that_looks_like_none_is_passed_on(recurrence, type_name):
     assert np.isnan(delta[:2, 2]).all() and not np.isnan(np.delete(delta, 2, 1)).any()
 
 
+@pytest.mark.parametrize("masked", [False, True])
 @pytest.mark.parametrize("backward", [False, True])
 @pytest.mark.parametrize("type_name", GRID_TYPES)
 @pytest.mark.parametrize("cell", CELLS)
-def test_whether_a_block_can_be_resident_is_asked_of_its_own_kernel(cell, type_name, backward):
+def test_whether_a_block_can_be_resident_is_asked_of_its_own_kernel(cell, type_name, backward, masked):
     """With the shared memory of its plan, which the kernel has to ask for; and not where there is no plan."""
     ask = load("checked", recurrence=True).module.grid_resident
     size = 2 if type_name.endswith("16") else 4
-    numbers = CELLS.index(cell), [*TYPES].index(type_name), backward, WIDE
+    numbers = CELLS.index(cell), [*TYPES].index(type_name), backward, masked, WIDE
     assert ask(*numbers, 132, 227 << 10, 1, 16, 1024, GATES[cell], size) == 1
     assert ask(*numbers, 132, 227 << 10, 1, 16, 64, GATES[cell], size) == 1
     assert ask(*numbers, 132, 227 << 10, 1, 10_000, 1024, GATES[cell], size) == -1

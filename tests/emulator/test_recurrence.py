@@ -94,3 +94,29 @@ def test_results_are_the_same_bits_under_every_schedule(recurrence, kernel, cell
     for other in seen[1:]:
         for a, b in zip(seen[0], other, strict=True):
             np.testing.assert_array_equal(a, b)
+
+
+@pytest.mark.parametrize("masks", ["padded", "packed"])
+@EACH
+def test_masks_in_every_direction_and_layout(recurrence, kernel, cell, type_name, masks):
+    """Rows that end early, states that are zeroed, steps that are detached, and for the LSTM gradients of every c."""
+    layouts = [(False, False), (True, False), *([(False, True), (True, True)] if masks == "padded" else [])]
+    for i, (reverse, batch_first) in enumerate(layouts):
+        case = Case(cell, type_name, 4, 17, 19, reverse=reverse, batch_first=batch_first, masks=masks)
+        check(case, layout(kernel, block(4, 2), grid(3)), recurrence, **SCHEDULES[i % 3])
+
+
+@pytest.mark.parametrize("masks", ["padded", "packed"])
+@EVERY_KERNEL
+def test_masks_of_every_size(recurrence, kernel, cell, masks):
+    for i, (size, *layouts) in enumerate(SIZES):
+        if size[0] > 0:
+            case = Case(cell, "float32", *size, reverse=i % 2 == 0, masks=masks)
+            check(case, layout(kernel, *layouts), recurrence, **SCHEDULES[i % 3])
+
+
+@pytest.mark.parametrize("absent", [*NULL, ("dc",), sum(NULL, ("dc",))], ids=" ".join)
+@EVERY_KERNEL
+def test_what_may_be_null_with_masks(recurrence, kernel, cell, absent):
+    case = Case(cell, "float32", 3, 5, 7, reverse=True, absent=absent, masks="padded")
+    check(case, layout(kernel, block(4, 1), grid(2)), recurrence, keep=False)

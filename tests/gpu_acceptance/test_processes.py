@@ -125,7 +125,7 @@ def test_the_small_cases_of_the_sanitizer_run(context: Context) -> None:
     command = [sys.executable, "-m", "acceptance.worker", "kernels", request]
     done = processes.run(command, limit=100, cwd=context.out, env=context.environment())
     cases = [facts for line in done.output.splitlines() if (facts := json_line(line))]
-    assert done.returncode == 0 and len(cases) == 32 and {case["outcome"] for case in cases} == {"ran"}
+    assert done.returncode == 0 and len(cases) == 48 and {case["outcome"] for case in cases} == {"ran"}
 
 
 def test_the_command_with_real_timings_on_the_cpu(context: Context, tmp_path: Path) -> None:

@@ -18,10 +18,11 @@ inline GridPlan grid_plan_of(int shape, const GridLimits& limits, const GridProb
   }
 }
 
-template <class T, bool Tf32>
-cudaError_t grid_tested_forward(CellKind cell, const Forward<T>& a, const GridPlan& plan, void* workspace);
-template <class T, bool Tf32>
-cudaError_t grid_tested_backward(CellKind cell, const Backward<T>& a, const GridPlan& plan, void* workspace);
+// A: Forward<T> or MaskedForward<T>, and the same of backward.
+template <class T, bool Tf32, class A>
+cudaError_t grid_tested_forward(CellKind cell, const A& a, const GridPlan& plan, void* workspace);
+template <class T, bool Tf32, class A>
+cudaError_t grid_tested_backward(CellKind cell, const A& a, const GridPlan& plan, void* workspace);
 
 }  // namespace cuda
 }  // namespace fusedrnn

@@ -34,9 +34,9 @@ pybind11::dict grid_plan(int shape, int blocks, int64_t shared_bytes, int teams,
                          int value_bytes, bool backward) {
   return plan_to_python(plan_of(shape, blocks, shared_bytes, teams, B, H, gates, value_bytes, backward));
 }
-int resident(int cell, int type, bool backward, int shape, int blocks, int64_t shared_bytes, int teams, int64_t B,
-             int64_t H, int gates, int value_bytes) {
-  return is_resident(cell, type, backward,
+int resident(int cell, int type, bool backward, bool masked, int shape, int blocks, int64_t shared_bytes, int teams,
+             int64_t B, int64_t H, int gates, int value_bytes) {
+  return is_resident(cell, type, backward, masked,
                      plan_of(shape, blocks, shared_bytes, teams, B, H, gates, value_bytes, backward));
 }
 
