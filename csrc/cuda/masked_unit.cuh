@@ -66,11 +66,12 @@ template <class Cell, class T>
 FUSEDRNN_DEVICE void forward_unit(const MaskedForward<T>& a, int64_t t, int64_t b, int64_t j,
                                   const Projection<Cell, T>& x, const Biases<Cell, T>& bias,
                                   const Compute<T> (&product)[Cell::kGates], State<Compute<T>>& state) {
-  const ForwardTurn turn = turn_of<Cell>(a, t, b, j);
+  const ForwardTurn now{(flags_of(a, t, b) & kIdle) != 0, false};
   Compute<T> saved[kSavedSlots<Cell>];
-  run_unit<Cell, T>(turn, x, bias, product, state, saved);
-  store_unit<Cell, T>(a, t, b, j, turn, state, saved);
-  state = next_state(turn, state);
+  run_unit<Cell, T>(now, x, bias, product, state, saved);
+  store_unit<Cell, T>(a, t, b, j, now, state, saved);
+  // What comes next is asked only now: asked before, a register more spills on sm_120.
+  state = next_state(turn_of<Cell>(a, t, b, j), state);
 }
 
 // ---------------------------------------------------------------------------------------------- backward
