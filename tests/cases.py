@@ -219,8 +219,9 @@ def smallest_preactivation(module: Any, x: Tensor, hx: Any) -> float:
     """How close a ReLU layer comes to its kink: the smallest |W x + b| over layers, steps, rows and units."""
     smallest = [float("inf")]
 
-    def step(x: Tensor, states: Any, w_ih: Tensor, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
-        a = F.linear(x, w_ih, b_ih) + F.linear(states[0], w_hh, b_hh)
+    def step(x: Tensor, states: Any, w_ih: Tensor | None, w_hh: Tensor, b_ih: Any = None, b_hh: Any = None) -> Any:
+        # x is projected already where w_ih is None.
+        a = (x if w_ih is None else F.linear(x, w_ih, b_ih)) + F.linear(states[0], w_hh, b_hh)
         smallest.append(a.abs().min().item())
         return (a.relu(),)
 
