@@ -112,11 +112,13 @@ FUSEDRNN_INLINE void store_first(float* p, Vec<float> v, int n) {
 #if FUSEDRNN_VECTOR_BYTES == 64
 template <>
 FUSEDRNN_INLINE Vec<float> load_half(const float* p, int n) {
-  return (Vec<float>)_mm512_zextps256_ps512(_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p));
+  const __m256d low = (__m256d)_mm256_maskz_loadu_ps((__mmask8)((1u << n) - 1), p);
+  // The masked forms here and below: in the plain ones GCC sees an undefined vector, and warns.
+  return (Vec<float>)_mm512_maskz_insertf64x4(__mmask8(-1), _mm512_setzero_pd(), low, 0);
 }
 template <>
 FUSEDRNN_INLINE void store_half(float* p, Vec<float> v) {
-  _mm256_storeu_ps(p, _mm512_castps512_ps256((__m512)v));
+  _mm256_storeu_pd(reinterpret_cast<double*>(p), _mm512_maskz_extractf64x4_pd(__mmask8(-1), (__m512d)v, 0));
 }
 #endif
 #elif defined(__AVX2__) && FUSEDRNN_VECTOR_BYTES == 32
