@@ -7,39 +7,34 @@
 namespace fusedrnn {
 namespace {
 
-// Rows of weights that are read side by side, and vectors of each: few streams that are read front to back suit the
-// prefetchers better than a stream for every lane.
-constexpr int kRowsAtATime = 4, kVectorsOfRow = 4;
+// Independent sums of a row: what hides the latency of a multiply-add. Rows are read one after the other, so that the
+// weights are one stream, front to back: four rows side by side read the second level at two thirds of its speed (Zen
+// 5: 125 GB/s instead of 187 at K = 256).
+constexpr int kSumsOfRow = 4;
+constexpr int64_t kAheadBytes = 4096;  // where weights are asked for
 
-// The sums of a[K] * w[row][K], lane by lane, of kRowsAtATime rows.
+// The sum of a[K] * w[K], lane by lane.
 template <class T, class S>
-FUSEDRNN_INLINE void multiply_few_rows(const T* a, int64_t K, const S* w, int64_t ldw, Vec<T>* sums) {
-  constexpr int L = kLanes<T>, R = kRowsAtATime, N = kVectorsOfRow;
-  Vec<T> acc[R][N] = {};
+FUSEDRNN_INLINE Vec<T> multiply_row(const T* a, int64_t K, const S* w) {
+  constexpr int L = kLanes<T>, N = kSumsOfRow;
+  Vec<T> acc[N] = {};
   int64_t k = 0;
   for (; k + N * L <= K; k += N * L) FUSEDRNN_EACH(n, N) {
-      const Vec<T> x = load(a + k + n * L);
-      FUSEDRNN_EACH(r, R) acc[r][n] += x * load_as<T>(w + r * ldw + k + n * L, L);
+      acc[n] += load(a + k + n * L) * load_as<T>(w + k + n * L, L);
+      __builtin_prefetch(reinterpret_cast<const char*>(w + k + n * L) + kAheadBytes);
     }
-  for (; k < K; k += L) {
-    const Vec<T> x = load_up_to(a + k, K - k);
-    FUSEDRNN_EACH(r, R) acc[r][0] += x * load_as<T>(w + r * ldw + k, K - k);
-  }
-  FUSEDRNN_EACH(r, R) sums[r] = (acc[r][0] + acc[r][1]) + (acc[r][2] + acc[r][3]);
+  for (; k < K; k += L) acc[0] += load_up_to(a + k, K - k) * load_as<T>(w + k, K - k);
+  return (acc[0] + acc[1]) + (acc[2] + acc[3]);
 }
 
 // out[lane] = a[K] . w[unit + lane][K], for the first `valid` lanes.
 template <class T, class S>
 FUSEDRNN_INLINE Vec<T> dot_products(const T* a, int64_t K, const S* w, int64_t ldw, int64_t valid) {
   constexpr int L = kLanes<T>;
-  Vec<T> sums[L + kRowsAtATime] = {};
-  int64_t i = 0;
-  for (; i + kRowsAtATime <= (valid < L ? valid : L); i += kRowsAtATime)
-    multiply_few_rows(a, K, w + i * ldw, ldw, sums + i);
-  for (; i < L && i < valid; ++i)
-    for (int64_t k = 0; k < K; k += L) sums[i] += load_up_to(a + k, K - k) * load_as<T>(w + i * ldw + k, K - k);
   Vec<T> m[L];
-  FUSEDRNN_EACH(j, L) m[j] = sums[j];
+  const int64_t rows = valid < L ? valid : L;
+  for (int64_t i = 0; i < rows; ++i) m[i] = multiply_row(a, K, w + i * ldw);
+  for (int64_t i = rows; i < L; ++i) m[i] = Vec<T>{};
   return sum_lanes<T>(m);
 }
 
