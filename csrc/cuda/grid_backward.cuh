@@ -42,7 +42,8 @@ FUSEDRNN_DEVICE void begin_backward(const A& a, const GridWorkspace<T>& w, const
 template <class Cell, class T, class Shape, bool Tf32, class A>
 __global__ void __launch_bounds__(Shape::kWarps * 32, 1)
     grid_backward_kernel(const A a, const GridWorkspace<T> w, const GridPlan plan) {
-  using P = Product<T, Tf32, Shape::kTiles>;
+  using Plain = Product<T, Tf32, Shape::kTiles>;
+  using P = std::conditional_t<std::is_same_v<A, Backward<T>>, Plain, Frugal<Plain>>;  // masks take registers
   DYNAMIC_SHARED(carver);
   const GridShared s = GridShared::carve<Shape>(carver, plan);
   const GridPart part(plan, a.B, a.H);

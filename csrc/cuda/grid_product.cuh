@@ -219,6 +219,13 @@ constexpr bool multiplies_on_tensor_cores() {
 template <class T, bool Tf32, int Tiles>
 using Product = std::conditional_t<multiplies_on_tensor_cores<T, Tf32>(), MmaProduct<T, Tiles>, FmaProduct<T, Tiles>>;
 
+// With half as many chunks on their way, for kernels that need more registers for other things.
+template <class P>
+struct Frugal : P {
+  using P::P;
+  static constexpr int kAhead = (P::kAhead + 1) / 2, kAheadOfSlots = (P::kAheadOfSlots + 1) / 2;
+};
+
 // The fragments of a thread. Slots count the chunks of a warp that are not in registers, group after group.
 template <class Shape>
 struct Weights {

@@ -59,7 +59,7 @@ __global__ void __launch_bounds__(kStepThreads)
 // With masks. The state that the next product reads is written besides, since it need not be y, and k = -1 is what
 // comes before the first step.
 template <class Cell, class T>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 1)
     masked_step_forward_kernel(MaskedForward<T> a, int64_t k, const Compute<T>* product, Carried<T> carried,
                                T* operand) {
   const unsigned i = blockIdx.x * kStepThreads + threadIdx.x, H = unsigned(a.H);
@@ -85,7 +85,7 @@ __global__ void __launch_bounds__(kStepThreads)
 }
 
 template <class Cell, class T>
-__global__ void __launch_bounds__(kStepThreads)
+__global__ void __launch_bounds__(kStepThreads, 1)
     masked_step_backward_kernel(MaskedBackward<T> a, int64_t k, const Compute<T>* product, Carried<T> carried) {
   const unsigned i = blockIdx.x * kStepThreads + threadIdx.x, H = unsigned(a.H);
   if (i >= unsigned(a.B) * H) return;
