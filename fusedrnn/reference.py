@@ -58,12 +58,11 @@ def gru_reset_before_step(x: Tensor, states: States, w_ih: Tensor | None, w_hh: 
     n = tanh(x_n + W_hn (r * h) + b_hn), and the rest of :func:`gru_step`. Returns ``(h',)``.
     """
     (h,) = states
-    H = h.shape[-1]
-    x_r, x_z, x_n = _projected(x, w_ih, b_ih).chunk(3, -1)
-    w_rz, w_n = w_hh.split((2 * H, H))
-    b_rz, b_n = (None, None) if b_hh is None else b_hh.split((2 * H, H))
-    h_r, h_z = F.linear(h, w_rz, b_rz).chunk(2, -1)
-    r, z = (x_r + h_r).sigmoid(), (x_z + h_z).sigmoid()
+    sizes = (2 * h.shape[-1], h.shape[-1])
+    x_rz, x_n = _projected(x, w_ih, b_ih).split(sizes, -1)
+    w_rz, w_n = w_hh.split(sizes)
+    b_rz, b_n = (None, None) if b_hh is None else b_hh.split(sizes)
+    r, z = (x_rz + F.linear(h, w_rz, b_rz)).sigmoid().chunk(2, -1)
     n = (x_n + F.linear(r * h, w_n, b_n)).tanh()
     return (n + z * (h - n),)
 

@@ -1,4 +1,4 @@
-"""The GRU whose reset gate comes before the matrix product, n = tanh(W x + U (r * h) + b), in PyTorch's own operations.
+"""The GRU whose reset gate comes before the matrix product, n = tanh(W x + U (r * h) + b), by the reference.
 
 Cho et al. (2014) print it so, "Learning phrase representations using RNN encoder-decoder for statistical machine
 translation"; cuDNN and nn.GRU have n = tanh(W x + b + r * (U h + b')).
@@ -11,9 +11,10 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from . import reference
 
 GRU_RESET_BEFORE = "gru_reset_before"
 """The name of this cell beside "gru"."""
@@ -37,7 +38,7 @@ def layer(
     Returns:
         y ``[T, B, H]`` and h_n ``[1, B, H]``.
     """
-    w_ih, w_hh, b_ih, b_hh = weights
+    w_ih, w_hh, *_ = weights
     assert w_ih is not None and w_hh is not None
     H = w_hh.shape[1]
     for name, weight, size in (("w_ih", w_ih, (3 * H, x.shape[-1])), ("w_hh", w_hh, (3 * H, H))):
@@ -45,23 +46,12 @@ def layer(
             raise RuntimeError(f"Expected {name} of shape {list(size)}, got {list(weight.shape)}")
     if tokens is not None:
         x = F.embedding(tokens, x)
-    time = 1 if batch_first else 0
-    B = x.shape[1 - time]
+    B = x.shape[0 if batch_first else 1]
     if states is None:
         h = x.new_zeros(B, H)
     else:
         if states[0].shape != (1, B, H):
             raise RuntimeError(f"Expected hidden size {(1, B, H)}, got {list(states[0].shape)}")
         h = states[0].squeeze(0)
-    # b_hh too is added to what the inputs bring, since nothing multiplies it.
-    projected = F.linear(x, w_ih, None if b_ih is None or b_hh is None else b_ih + b_hh).unbind(time)
-    u_rz, u_n = (u.t() for u in w_hh.split((2 * H, H)))
-    outputs = []
-    for gates in reversed(projected) if reverse else projected:
-        x_rz, x_n = gates.split((2 * H, H), 1)
-        r, z = torch.addmm(x_rz, h, u_rz).sigmoid().chunk(2, 1)
-        n = torch.addmm(x_n, r * h, u_n).tanh()
-        h = n + z * (h - n)
-        outputs.append(h)
-    y = torch.stack(outputs[::-1] if reverse else outputs, time)
+    y, (h,) = reference.layer(GRU_RESET_BEFORE, x, (h,), weights, batch_first, reverse)
     return y, h.unsqueeze(0)
