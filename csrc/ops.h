@@ -110,7 +110,7 @@ struct Inputs {
   ScalarType dtype{};
   int64_t T = 0, B = 0, I = 0, H = 0, V = 0;  // with tokens, x is a table of V rows
   int64_t rows = 0;                           // of a packed sequence: x is [rows, I]
-  bool one_step = false;                      // x is [B, I], y and dy are [B, H]
+  bool one_step = false;                      // x is [B, I] or tokens are [B], y and dy are [B, H]
   bool layered = false;  // states are [1, B, H] instead of [B, H], and so are those that are returned
 
   void check_place(const char* name, const Tensor& t) const {
@@ -199,13 +199,13 @@ struct Inputs {
                         dtype == ScalarType::Half,
                     "fusedrnn: expected x of dtype float32, float64, bfloat16 or float16, got ",
                     torch::headeronly::toString(dtype));
-    one_step = !tokens && !batch_sizes && x.dim() == 2;
-    const int dims = tokens || batch_sizes ? 2 : 3;
-    STD_TORCH_CHECK(one_step || x.dim() == dims, "fusedrnn: expected x of ", dims, " dimensions, got ", shape_of(x));
+    one_step = !batch_sizes && (tokens ? tokens->dim() == 1 : x.dim() == 2);
+    const int dims = tokens || batch_sizes || one_step ? 2 : 3;
+    STD_TORCH_CHECK(x.dim() == dims, "fusedrnn: expected x of ", dims, " dimensions, got ", shape_of(x));
     STD_TORCH_CHECK(w_hh.dim() == 2, "fusedrnn: expected w_hh of 2 dimensions, got ", shape_of(w_hh));
     if (tokens) {
       check_place("tokens", *tokens);
-      check_integers("tokens", *tokens, batch_sizes ? 1 : 2);
+      check_integers("tokens", *tokens, batch_sizes || one_step ? 1 : 2);
       tokens = dense(*tokens);
     }
     const Tensor& steps = tokens ? *tokens : x;

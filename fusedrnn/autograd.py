@@ -107,7 +107,7 @@ def reference_layer(
 ) -> tuple[Tensor, ...]:
     """What an operator returns of y, the final states and, where asked for, c of every step, in plain PyTorch.
 
-    With w_hr after the other weights, h is projected, which no operator does.
+    With w_hr after the other weights h is projected, and "gru_reset_before" is a cell: no operator does either.
     """
     batch_sizes, lengths, resets, detach_every = masks
     if tokens is not None:
@@ -128,7 +128,7 @@ def reference_layer(
     if states is None:
         w_hh = weights[1]
         assert w_hh is not None
-        widths = (w_hh.shape[1], w_hh.shape[0] // CELLS[cell].gates)[: CELLS[cell].states]  # of h, and of c
+        widths = (w_hh.shape[1], w_hh.shape[0] // 4)[: 2 if cell == "lstm" else 1]  # of h, and of c
         starts = tuple(x.new_zeros(x.shape[0 if batch_first else 1], width) for width in widths)
     else:
         starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)

@@ -11,8 +11,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from . import cuda
-from .functional import SERVED_DTYPES
 from .modules import GRU, LSTM, RNN, GRUCell, LSTMCell, RNNCell
+from .network import SERVED_DTYPES
 
 __all__ = ["fuse", "unfuse"]
 

@@ -13,7 +13,8 @@ The operators are private until 1.0. Each runs one layer in one direction over a
 
 The first is for inference, the second keeps what backward needs. States are ``[B, H]``, or ``[1, B, H]`` and then
 returned so. Without h0 (and c0) they start from zeros and are returned as ``[1, B, H]``. x may be ``[B, I]``, one step;
-then y and the states are ``[B, H]``. With tokens ``[T, B]`` (int64), x is a table ``[V, I]`` whose rows they pick. c0,
+then y and the states are ``[B, H]``. With tokens ``[T, B]`` (int64), or ``[B]`` of one step, x is a table ``[V, I]``
+whose rows they pick. c0,
 c_n and c are the LSTM's; the other cells take None and return tensors of no elements. ``recompute`` leaves the gates
 out of what is saved, and backward computes them again. saved and c have time first in every layout. What follows
 ``reverse``, ``recompute`` and ``need_w`` may be left out and is described by :class:`Masks`; dc is the gradient of c.
@@ -106,11 +107,9 @@ def _define_fakes(cell: str) -> None:
         torch._check(len(devices) == 1, lambda: f"fusedrnn: expected all tensors on one device, got {devices}")
         rows = x if tokens is None else tokens
         packed = batch_sizes is not None
-        one_step = tokens is None and not packed and x.dim() == 2
-        dims = 3 if tokens is None and not packed else 2
-        torch._check(
-            one_step or x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}"
-        )
+        one_step = not packed and (x.dim() == 2 if tokens is None else tokens.dim() == 1)
+        dims = 3 if tokens is None and not packed and not one_step else 2
+        torch._check(x.dim() == dims, lambda: f"fusedrnn: expected x of {dims} dimensions, got {list(x.shape)}")
         torch._check(w_hh.dim() == 2, lambda: f"fusedrnn: expected w_hh of 2 dimensions, got {list(w_hh.shape)}")
         hidden = w_hh.shape[1]
         if packed:

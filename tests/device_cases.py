@@ -15,7 +15,7 @@ import torch
 from op_cases import Arguments, arguments
 from torch import Tensor
 
-from fusedrnn import functional
+from fusedrnn import network
 from fusedrnn.autograd import reference_layer
 from fusedrnn.ops import Masks
 
@@ -131,7 +131,7 @@ def fused(case: Case, args: Arguments) -> tuple[Tensor, ...]:
         states = [s.unsqueeze(0) for s in states]
     masks = masks_on(case._replace(seed=0), args.x.device)
     options = None, case.batch_first, case.reverse, case.recompute, masks, "c" in case.outputs
-    y, *last = functional._layer(case.cell, x, states, args[3:], *options)
+    y, *last = network.layer(case.cell, x, states, args[3:], *options)
     if case.one_step:
         y = y.unsqueeze(1 if case.batch_first else 0)
     n = 2 if case.cell == "lstm" else 1

@@ -7,7 +7,7 @@ import torch
 from op_cases import Arguments, arguments
 from torch.autograd import gradcheck, gradgradcheck
 
-from fusedrnn import functional, reference
+from fusedrnn import network, reference
 from fusedrnn.autograd import FUNCTIONS
 from fusedrnn.ops import CELLS, SAVING
 
@@ -67,7 +67,7 @@ def test_forward_mode_agrees_with_finite_differences(cell):
     def run(*given):
         rest = iter(given)
         x, h0, c0, *weights = (None if t is None else next(rest) for t in args)
-        return functional._layer(cell, x, (h0,) if c0 is None else (h0, c0), weights)
+        return network.layer(cell, x, (h0,) if c0 is None else (h0, c0), weights)
 
     assert gradcheck(run, args.given(), check_forward_ad=True, check_backward_ad=False)
 
@@ -131,7 +131,7 @@ def test_per_sample_gradients_agree_with_one_call_per_sample(cell):
     weights = tuple(args[3:])
 
     def loss(weights, x):
-        return network_loss(cell, functional._layer, x, weights)
+        return network_loss(cell, network.layer, x, weights)
 
     together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(weights, samples)
     for i, x in enumerate(samples):
@@ -145,7 +145,7 @@ def test_a_vmapped_ensemble_of_weights_agrees_with_one_call_per_member(cell):
     members = tuple(torch.stack([w, 2 * w, w - 0.1]) for w in args[3:])
 
     def loss(*weights):
-        return network_loss(cell, functional._layer, args.x, weights)
+        return network_loss(cell, network.layer, args.x, weights)
 
     together = torch.func.vmap(loss)(*members)
     for i in range(3):
@@ -165,7 +165,7 @@ def test_nested_gradients_and_jvp_of_torch_func_agree_with_the_reference(cell):
         nested = torch.func.grad(lambda x: torch.func.grad(loss)(x).sin().sum())(args.x)
         return nested, torch.func.jvp(loss, (args.x,), (tangent,))
 
-    torch.testing.assert_close(results(functional._layer), results(reference.layer))
+    torch.testing.assert_close(results(network.layer), results(reference.layer))
 
 
 NESTED = {
@@ -187,7 +187,7 @@ def test_nested_transforms_agree_with_the_reference(cell, transform):
     def result(run):
         return NESTED[transform](lambda x: network_loss(cell, run, x, tuple(args[3:])), args.x, v)
 
-    torch.testing.assert_close(result(functional._layer), result(reference.layer))
+    torch.testing.assert_close(result(network.layer), result(reference.layer))
 
 
 @each_cell
@@ -198,7 +198,7 @@ def test_jvp_inside_a_compiled_function_agrees_with_the_reference(cell, fresh_dy
     def push(run):
         return lambda x: torch.func.jvp(lambda x: network_loss(cell, run, x, tuple(args[3:])), (x,), (v,))[1]
 
-    compiled = torch.compile(push(functional._layer), backend="aot_eager")
+    compiled = torch.compile(push(network.layer), backend="aot_eager")
     torch.testing.assert_close(compiled(args.x), push(reference.layer)(args.x))
 
 

@@ -11,6 +11,7 @@ import torch
 from cases import assert_same, close, f32, f64, failure, flatten, outputs, results
 from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
+from torch.nn.utils.rnn import pack_padded_sequence, pad_packed_sequence
 
 import fusedrnn
 from fusedrnn import reference
@@ -164,16 +165,53 @@ def test_unfuse_leaves_what_nn_cannot_compute(model: Any) -> None:
     assert "reset_after" not in vars(fusedrnn.unfuse(module))
 
 
-@pytest.mark.parametrize(
-    "options",
-    [{"detach_every": 2}, {"lengths": torch.tensor([1, 2])}, {"resets": torch.zeros(4, 2, dtype=torch.bool)}],
-    ids=lambda options: next(iter(options)),
-)
-def test_what_needs_a_kernel_is_refused(options: dict[str, Any]) -> None:
-    with pytest.raises(NotImplementedError, match=r"recompute.* for a GRU with the reset before the matrix product"):
-        make()(torch.randn(4, 2, 3, dtype=f64), **options)
-    with pytest.raises(NotImplementedError, match="recompute"):
-        make(recompute=True)(torch.randn(4, 2, 3, dtype=f64))
+MASKS: list[dict[str, Any]] = [
+    {"detach_every": 2},
+    {"lengths": torch.tensor([3, 5, 0])},
+    {"resets": torch.tensor([[0, 1, 0], [1, 0, 0], [0, 0, 1], [1, 1, 0], [0, 0, 0]]) > 0},
+]
+MASKS += [{**MASKS[1], **MASKS[2]}, {**MASKS[0], **MASKS[1], **MASKS[2]}]
+
+
+def entry_by_entry(
+    module: fusedrnn.GRU, x: Tensor, hx: Tensor, resets: Any = None, lengths: Any = None, detach_every: int = 0
+) -> tuple[Tensor, Tensor]:
+    """y and h_n by the printed formula."""
+    y, ends = torch.zeros(*x.shape[:2], 5, dtype=f64), []
+    for b in range(x.shape[1]):
+        h = hx[0, b : b + 1]
+        for t in range(len(x) if lengths is None else int(lengths[b])):
+            if resets is not None and resets[t, b]:
+                h = torch.zeros_like(h)
+            if detach_every and t and t % detach_every == 0:
+                h = h.detach()
+            h = as_printed(x[t, b : b + 1], h, *module.all_weights[0])
+            y[t, b] = h[0]
+        ends.append(h)
+    return y, torch.cat(ends)[None]
+
+
+@pytest.mark.parametrize("recompute", [False, True], ids=lambda r: f"recompute={r}")
+@pytest.mark.parametrize("masks", MASKS, ids=lambda masks: "-".join(masks))
+def test_masks_are_those_of_the_printed_formula_entry_by_entry(masks: dict[str, Any], recompute: bool) -> None:
+    module = make(recompute=recompute)
+    x, hx = example(module, T=5, B=3)
+    leaves, every = [x, hx, *module.parameters()], []
+    for y, h_n in (module(x, hx, **masks), entry_by_entry(module, x, hx, **masks)):
+        every.append([y, h_n, *torch.autograd.grad(y.sin().sum() + h_n.cos().sum(), leaves)])
+    for name, got, expected in zip(["y", "h_n", "x", "hx", *dict(module.named_parameters())], *every, strict=True):
+        close(name, got, expected, 1e-13)
+
+
+def test_packed_sequences_are_padded_ones_with_lengths() -> None:
+    module = make(num_layers=2, bidirectional=True)
+    x, hx = example(module, T=5, B=3)
+    lengths, resets = torch.tensor([3, 5, 1]), MASKS[2]["resets"]
+    packed, packed_resets = (pack_padded_sequence(t, lengths, enforce_sorted=False) for t in (x, resets))
+    y, h_n = module(packed, hx, resets=packed_resets)
+    expected_y, expected_h_n = module(x, hx, resets=resets, lengths=lengths)
+    close("y", pad_packed_sequence(y)[0], expected_y, 1e-14)
+    close("h_n", h_n, expected_h_n, 1e-14)
 
 
 @pytest.mark.parametrize("size", [(1, 3, 5), (1, 2, 4), (2, 2, 5)], ids=str)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from typing import Any
 
 import pytest
@@ -24,7 +25,7 @@ from torch import Tensor, nn
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
-from fusedrnn import functional, reference
+from fusedrnn import functional, network, reference
 from fusedrnn.autograd import FUNCTIONS
 from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
@@ -195,6 +196,77 @@ def test_tokens_and_table_may_lie_in_memory_in_any_way(kind: Kind, V, lay):
     assert_bitwise(run(tokens, table), run(tokens.contiguous(), dense))
 
 
+# ------------------------------------------------------------------------------------------------ cells
+
+STEPS = {"lstm": functional.lstm_cell, "gru": functional.gru_cell, "rnn_tanh": functional.rnn_tanh_cell}
+STEPS |= {"rnn_relu": functional.rnn_relu_cell, "gru_reset_before": partial(functional.gru_cell, reset_after=False)}
+each_step = pytest.mark.parametrize("cell", STEPS)
+
+
+def step_case(cell: str, rows: int, V: int, dtype: torch.dtype = f64) -> tuple[Tensor, Tensor, Any, list[Tensor]]:
+    """Tokens, a table, the states and the weights of one step."""
+    states, *weights = (t.requires_grad_() for t in step_tensors(cell, rows, dtype))
+    hx = (states, torch.randn_like(states).requires_grad_()) if cell == "lstm" else states
+    return torch.randint(V, (rows,)), torch.randn(V, 5, dtype=dtype, requires_grad=True), hx, weights
+
+
+def step_tensors(cell: str, rows: int, dtype: torch.dtype) -> list[Tensor]:
+    gates = {"lstm": 4, "rnn_tanh": 1, "rnn_relu": 1}.get(cell, 3)
+    sizes = [(rows, 6), (gates * 6, 5), (gates * 6, 6), (gates * 6,), (gates * 6,)]
+    return [torch.randn(size, dtype=dtype) for size in sizes]
+
+
+# Tables of fewer rows than the step has, which are projected, of as many and of more; a step without rows.
+@each_step
+@each_dtype
+@pytest.mark.parametrize("rows, V", [(9, 4), (9, 9), (9, 20), (1, 1), (1, 3), (0, 3), (40, 3)])
+def test_cells_give_the_results_of_the_embedded_input(cell, dtype, rows, V):
+    if cell == "gru_reset_before" and dtype not in (f32, f64):
+        pytest.skip("it computes in the dtype of its tensors")
+    tokens, table, hx, weights = step_case(cell, rows, V, dtype)
+    named = {str(i): w for i, w in enumerate(weights)}
+    assert_same(
+        token_results(lambda t, h: STEPS[cell](tokens, h, *weights, embedding=t), table, named, hx),
+        token_results(lambda t, h: STEPS[cell](F.embedding(tokens, t), h, *weights), table, named, hx),
+        dtype,
+        2 * TOLERANCE[dtype],
+    )
+    with torch.no_grad():
+        got, expected = STEPS[cell](tokens, None, *weights, embedding=table), STEPS[cell](table[tokens], None, *weights)
+    for a, b in zip(flatten(got), flatten(expected), strict=True):
+        torch.testing.assert_close(a, b, rtol=TOLERANCE[dtype], atol=TOLERANCE[dtype])
+
+
+@each_step
+def test_gradcheck_and_gradgradcheck_of_cells(cell):
+    tokens, table, hx, weights = step_case(cell, 4, 3)
+    leaves = (table, *flatten(hx), *weights)
+
+    def run(table, *others):
+        states, given = (others[:2], others[2:]) if cell == "lstm" else (others[0], others[1:])
+        return STEPS[cell](tokens, states, *given, embedding=table)
+
+    assert gradcheck(run, leaves)
+    assert gradgradcheck(run, leaves, fast_mode=True)
+
+
+@each_step
+def test_cells_refuse_tokens_that_do_not_fit(cell):
+    tokens, table, hx, weights = step_case(cell, 4, 3)
+    wrong = [
+        (dict(tokens=tokens.view(2, 2)), r"Expected tokens of shape \[B\] with embedding, got \[2, 2\]"),
+        (dict(tokens=tokens.float()), "Expected tokens of dtype torch.int64 with embedding, got torch.float32"),
+        (dict(tokens=tokens + 3), "expected tokens from 0 to 2, the rows of the table, got"),
+        (dict(tokens=tokens[:3]), r"Input batch size 3 doesn't match hidden0 batch size 4"),
+        (dict(table=table[:, :4]), r"Expected embedding of shape \[V, 5\], got \[3, 4\]"),
+    ]
+    for change, message in wrong:
+        given = {"tokens": tokens, "table": table, **change}
+        for context in (torch.enable_grad, torch.no_grad):
+            with context(), pytest.raises(RuntimeError, match=message):
+                STEPS[cell](given["tokens"], hx, *weights, embedding=given["table"])
+
+
 # ------------------------------------------------------------------------------------------------ derivatives
 
 
@@ -234,7 +306,7 @@ def test_derivatives_of_modules_agree_with_finite_differences(kind: Kind, V):
 
 
 def loss_of(cell: str, run: Any, tokens: Tensor) -> Any:
-    """A function of the table and the weights; run is functional._layer, or the reference."""
+    """A function of the table and the weights; run is network.layer, or the reference."""
 
     def loss(table, *weights):
         states = tuple(table.new_zeros(tokens.shape[1], weights[1].shape[1]) for _ in range(CELLS[cell].states))
@@ -263,7 +335,7 @@ def test_transforms_of_torch_func_agree_with_the_reference(cell):
             torch.func.jvp(torch.func.grad(loss), (tables[0],), (v,))[1],
         )
 
-    torch.testing.assert_close(result(functional._layer), result(reference.layer))
+    torch.testing.assert_close(result(network.layer), result(reference.layer))
 
 
 @each_cell
@@ -272,7 +344,7 @@ def test_per_sample_gradients_agree_with_one_call_per_sample(cell):
     table, samples = torch.randn(5, 2, dtype=f64), draw(5, 6, 4, 3)
 
     def grads(tokens):
-        return torch.func.grad(loss_of(cell, functional._layer, tokens), argnums=(0, 1, 2))(table, *weights)
+        return torch.func.grad(loss_of(cell, network.layer, tokens), argnums=(0, 1, 2))(table, *weights)
 
     together = torch.func.vmap(grads)(samples)
     for i, tokens in enumerate(samples):

@@ -10,7 +10,7 @@ from op_cases import LAYOUTS, SIZES, Arguments, arguments, cotangents
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fusedrnn import functional
+from fusedrnn import network
 from fusedrnn.autograd import FUNCTIONS
 from fusedrnn.ops import BACKWARD, CELLS, FORWARD, SAVING
 
@@ -144,7 +144,7 @@ def test_derivatives_agree_with_finite_differences(cell, path):
             flags = (None, False, False, False)
             if path == "forward mode":
                 states = None if full.h0 is None else [s for s in (full.h0, full.c0) if s is not None]
-                return functional._layer(cell, full.x, states, full[3:])
+                return network.layer(cell, full.x, states, full[3:])
             out = SAVING[cell](*full, *flags) if path == "operator" else FUNCTIONS[cell].apply(cell, *full, *flags)
             return out[: 1 + CELLS[cell].states]
 
@@ -162,7 +162,7 @@ def test_per_sample_gradients_agree_with_one_call_per_sample(cell):
         samples = torch.randn(3, *args.x.shape, dtype=torch.float64)
 
         def loss(weights, x, states=states):
-            return functional._layer(cell, x, states, weights)[0].sin().sum()
+            return network.layer(cell, x, states, weights)[0].sin().sum()
 
         together = torch.func.vmap(torch.func.grad(loss), in_dims=(None, 0))(args[3:], samples)
         for i, x in enumerate(samples):

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 import fusedrnn
-from fusedrnn import functional
+from fusedrnn import network
 from fusedrnn.info import info
 from fusedrnn.ops import CELLS, Masks
 
@@ -74,12 +74,12 @@ def one_kernel(
     weights = [torch.randn(n, device=device, dtype=dtype).div(8).requires_grad_()
                for n in ((shape.gates * H, I), (shape.gates * H, H), (shape.gates * H,))]  # fmt: skip
     states = [torch.zeros(B, H, device=device, dtype=dtype) for _ in range(shape.states)]
-    masks = functional.NO_MASKS
+    masks = network.NO_MASKS
     if masked:
         resets = torch.rand(*x.shape[:2], device=device) < 0.3
         masks = Masks(lengths=torch.arange(B, device=device) % (T + 1), resets=resets)
     try:
-        out = functional._layer(cell, x, states, [*weights, weights[2]], None, turned, turned, masks=masks)
+        out = network.layer(cell, x, states, [*weights, weights[2]], None, turned, turned, masks=masks)
         torch.autograd.grad([t.sum() for t in out], [x, *weights])
     except RuntimeError as error:
         if not refused(error):

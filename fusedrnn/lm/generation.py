@@ -113,9 +113,9 @@ def choose(
         # The negative logarithm of an exponential variable has Gumbel's distribution.
         noise = torch.empty_like(logits, dtype=torch.float64).exponential_(generator=generator).log_()
         logits = torch.sub(logits, noise, alpha=min(temperature, _HOT))
-    if not math.isfinite(logits.max()):
+    highest, choice = logits.max(0)
+    if not math.isfinite(highest):
         raise RuntimeError("logits: expected numbers below infinity, got NaN or infinity")
-    choice = logits.argmax()
     return choice if indices is None else indices[choice]
 
 

@@ -103,7 +103,9 @@ def cell_step(backend: Backend, cell: Cell) -> Step:
         function = getattr(library, f"{cell}_cell")
     if cell == "lstm":
         return function
-    return lambda x, states, *weights: (function(x, states[0], *weights),)
+    return lambda x, states, *weights, **options: (
+        function(x, None if states is None else states[0], *weights, **options),
+    )
 
 
 def _share_matrix(rnn: nn.Module) -> None:
@@ -234,7 +236,7 @@ class LanguageModel(StatefulModel):
         ValueError: an argument has a value that is not listed, a tied model or one with a shared matrix has two
             different sizes, the cell of a shared matrix is no RNN, there is dropout between layers where there is one,
             layer_dropout, weight_drop or detach_every where the steps are unrolled, detach_every with another backend
-            than "fused", or the cell "gru_reset_before" with detach_every or the backend "nn".
+            than "fused", or the cell "gru_reset_before" with the backend "nn".
     """
 
     def __init__(
@@ -276,8 +278,6 @@ class LanguageModel(StatefulModel):
             )
         if detach_every is not None and backend != "fused":
             raise ValueError(f"detach_every: expected the backend fused, got {backend!r}")
-        if detach_every is not None and cell == "gru_reset_before":
-            raise ValueError("detach_every: the cell gru_reset_before has no kernel that serves it")
         self.embedding = nn.Embedding(vocabulary_size, embedding_size)
         self.rnn = recurrent_layers(
             backend,
@@ -332,6 +332,11 @@ class LanguageModel(StatefulModel):
             assert isinstance(self.rnn, nn.RNNBase)
             run = looped if self.unroll == "cell" else literally
             step = cell_step(self.backend, self.cell)
+            if state is None and self.backend != "fused":  # whose cells take None for zeros
+                zeros = table.new_zeros(self.rnn.num_layers, len(tokens), self.rnn.hidden_size)
+                state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
+            if self.takes_tokens and len(table) < len(tokens):  # else the cells would embed them, step by step
+                return run_steps(run, step, self.rnn, tokens.t(), state, table)
             return run_steps(run, step, self.rnn, F.embedding(tokens.t(), table), state)
         hx = None if state is None else state if len(state) == 2 else state[0]
         if self.takes_tokens:

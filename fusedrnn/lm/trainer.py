@@ -86,11 +86,11 @@ class Trainer:
         output = self._read(inputs, **options)
         logits = output.logits[:, -targets.shape[1] :]
         loss = F.cross_entropy(logits.flatten(0, 1), targets.flatten())
-        objective = (
-            loss
-            + activation_regularization(output.dropped, self.recipe.ar)
-            + temporal_activation_regularization(output.raw, self.recipe.tar)
-        )
+        objective = loss
+        if self.recipe.ar:
+            objective = objective + activation_regularization(output.dropped, self.recipe.ar)
+        if self.recipe.tar:
+            objective = objective + temporal_activation_regularization(output.raw, self.recipe.tar)
         # Of all processes, so that they agree on whether to go on.
         mean, mean_objective = self.processes.mean(loss.item(), objective.item())
         _require_finite(mean_objective, f"training loss at step {self.steps + 1}")

@@ -14,11 +14,12 @@ from torch import Tensor, nn
 States = tuple[Tensor, ...]
 Step = Callable[..., States]
 """``step(x_t, states, w_ih, w_hh, b_ih, b_hh)``: x_t ``[B, I]``, each state ``[B, H]``; returns the next states."""
-Run = Callable[[Callable[[Tensor, States], States], Tensor, States], list[States]]
+_Step = Callable[[Tensor, States | None], States]
+Run = Callable[[_Step, Tensor, States | None], list[States]]
 """``run(step, x, states)``: the states after each step of x ``[T, B, I]``."""
 
 
-def looped(step: Callable[[Tensor, States], States], x: Tensor, states: States) -> list[States]:
+def looped(step: _Step, x: Tensor, states: States | None) -> list[States]:
     """The states after each step of x ``[T, B, I]``."""
     outputs = []
     for x_t in x:
@@ -27,7 +28,7 @@ def looped(step: Callable[[Tensor, States], States], x: Tensor, states: States) 
     return outputs
 
 
-def literally(step: Callable[[Tensor, States], States], x: Tensor, states: States) -> list[States]:
+def literally(step: _Step, x: Tensor, states: States | None) -> list[States]:
     """The same with three steps written out; a longer sequence is read three by three."""
     outputs: list[States] = []
     for three in x.split(3):
@@ -36,7 +37,7 @@ def literally(step: Callable[[Tensor, States], States], x: Tensor, states: State
     return outputs
 
 
-def _written_out(step: Callable[[Tensor, States], States], x: Tensor, states: States) -> list[States]:
+def _written_out(step: _Step, x: Tensor, states: States | None) -> list[States]:
     first = step(x[0], states)
     if len(x) == 1:
         return [first]
@@ -47,27 +48,30 @@ def _written_out(step: Callable[[Tensor, States], States], x: Tensor, states: St
     return [first, second, third]
 
 
-def _with_weights(step: Step, weights: Sequence[Tensor]) -> Callable[[Tensor, States], States]:
+def _with_weights(step: Step, weights: Sequence[Tensor], table: Tensor | None) -> _Step:
+    if table is not None:
+        return lambda x_t, states: step(x_t, states, *weights, embedding=table)
     return lambda x_t, states: step(x_t, states, *weights)
 
 
-def run_steps(run: Run, step: Step, rnn: nn.RNNBase, x: Tensor, states: States | None) -> tuple[Tensor, States]:
+def run_steps(
+    run: Run, step: Step, rnn: nn.RNNBase, x: Tensor, states: States | None, table: Tensor | None = None
+) -> tuple[Tensor, States]:
     """Runs the stacked layers of a module with one of the functions above.
 
     Args:
         rnn: of one direction, time-major, with biases and without dropout: its parameters are read, it is not called.
-        x: ``[T, B, I]``, T > 0.
-        states: ``(h,)`` or ``(h, c)``, each ``[L, B, H]``, or None for zeros.
+        x: ``[T, B, I]``, T > 0. With a table, tokens ``[T, B]``.
+        table: ``[V, I]``, whose rows the tokens pick; the step takes it as ``embedding=``.
+        states: ``(h,)`` or ``(h, c)``, each ``[L, B, H]``, or None where the step takes None for zeros.
 
     Returns:
         y ``[T, B, H]`` of the last layer, and the states after the last step, each ``[L, B, H]``.
     """
-    if states is None:
-        zeros = x.new_zeros(rnn.num_layers, x.shape[1], rnn.hidden_size)
-        states = (zeros, zeros) if rnn.mode == "LSTM" else (zeros,)
     ends: list[States] = []
     for layer, weights in enumerate(rnn.all_weights):
-        outputs = run(_with_weights(step, weights), x, tuple(s[layer] for s in states))
+        starts = None if states is None else tuple(s[layer] for s in states)
+        outputs = run(_with_weights(step, weights, None if layer else table), x, starts)
         x = torch.stack([h for h, *_ in outputs])
         ends.append(outputs[-1])
     return x, tuple(torch.stack(s) for s in zip(*ends, strict=True))

@@ -16,9 +16,9 @@ from torch.compiler import is_compiling
 from torch.nn import functional as F
 from torch.nn.utils.rnn import PackedSequence
 
-from .. import functional
+from .. import network
 from ..ops import Masks
-from ..reset_before import GRU_RESET_BEFORE
+from ..unfused import GRU_RESET_BEFORE
 from .scripting import NotScriptable
 
 
@@ -105,14 +105,14 @@ class _Layers(NotScriptable, nn.RNNBase):
         if hx is not None:
             self._check_dimensions(hx, batched)
         if batched:
-            masks = functional.masks_of(None, lengths, resets, detach_every, self.bidirectional)
+            masks = network.masks_of(None, lengths, resets, detach_every, self.bidirectional)
             return self._run(cell, input, hx, embedding, masks, return_states)
         if lengths is not None:
             raise RuntimeError("lengths are those of a batch; got unbatched input")
         if isinstance(resets, Tensor) and resets.shape != input.shape[:1]:
             raise RuntimeError(f"Expected resets of shape {list(input.shape[:1])}, got {list(resets.shape)}")
         batch = 0 if self.batch_first else 1
-        masks = functional.masks_of(
+        masks = network.masks_of(
             None, None, None if resets is None else resets.unsqueeze(batch), detach_every, self.bidirectional
         )
         states = None if hx is None else tuple(h.unsqueeze(1) for h in hx)
@@ -142,7 +142,7 @@ class _Layers(NotScriptable, nn.RNNBase):
                     "Expected resets as a PackedSequence with the batch_sizes and the order of the input"
                 )
             resets = resets.data
-        masks = functional.masks_of(batch_sizes, None, resets, detach_every, self.bidirectional)
+        masks = network.masks_of(batch_sizes, None, resets, detach_every, self.bidirectional)
         if hx is not None:
             self._check_dimensions(hx, True)
             if to_sorted is not None:
@@ -170,7 +170,7 @@ class _Layers(NotScriptable, nn.RNNBase):
             if self.weight_drop:
                 weights = self._dropped(weights)
         try:
-            return functional.network(
+            return network.run_network(
                 cell,
                 input,
                 states,
@@ -297,8 +297,7 @@ class GRU(_Layers):
 
     reset_after, by name: False for the reset gate before the matrix product, n = tanh(W x + b + U (r * h) + b'), as Cho
     et al. (2014) print it, where nn.GRU has n = tanh(W x + b + r * (U h + b')). Parameters have the same names and
-    shapes, and other values for the same function. It has no kernel, but loops over the steps in plain PyTorch:
-    recompute, PackedSequence and the options beyond nn.GRU but embedding and weight_drop raise NotImplementedError.
+    shapes, and other values for the same function. It has no kernel, but loops over the steps in plain PyTorch.
     """
 
     reset_after = True  # of modules pickled by an earlier version, or made from nn.* ones

@@ -12,7 +12,7 @@ from places import Place
 from torch import Tensor
 from torch.autograd import gradcheck, gradgradcheck
 
-from fusedrnn import functional, reference
+from fusedrnn import network, reference
 from fusedrnn.ops import CELLS
 
 each_cell = pytest.mark.parametrize("cell", CELLS)
@@ -109,7 +109,7 @@ def test_per_sample_gradients_agree_with_the_reference(place: Place, cell: str) 
 
     weights = tuple(w.to(place.device) for w in args[3:])
     together = torch.func.vmap(
-        torch.func.grad(lambda w, x: loss(functional._layer, w, x)), in_dims=(None, 0)
+        torch.func.grad(lambda w, x: loss(network.layer, w, x)), in_dims=(None, 0)
     )(weights, samples.to(place.device))  # fmt: skip
     for i, x in enumerate(samples):
         alone = torch.func.grad(lambda w, x=x: loss(reference.layer, w, x))(tuple(args[3:]))

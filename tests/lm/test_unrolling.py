@@ -78,15 +78,17 @@ def test_the_written_out_recipe_and_the_looped_one_give_identical_outputs() -> N
 
 
 @each_backend
-@pytest.mark.parametrize("steps", [1, 2, 3, 4, 7])
+@pytest.mark.parametrize("rows, steps", [(3, 1), (3, 2), (3, 3), (3, 4), (3, 7), (2 * V, 4)])
 @pytest.mark.parametrize("cell", CELLS)
-def test_every_way_to_unroll_gives_the_layers_results_state_and_gradients(cell: Any, steps: int, backend: Any) -> None:
+def test_every_way_to_unroll_gives_the_layers_results_state_and_gradients(
+    cell: Any, rows: int, steps: int, backend: Any
+) -> None:
     results = []
     for unroll in UNROLLS:
         model = make(cell, unroll=unroll, backend=backend)
-        model(text(3, 2))  # so that the state is not zero
-        output = model(text(3, steps))
-        F.cross_entropy(output.logits.flatten(0, 1), text(3, steps).flatten()).backward()
+        model(text(rows, 2))  # so that the state is not zero
+        output = model(text(rows, steps))
+        F.cross_entropy(output.logits.flatten(0, 1), text(rows, steps).flatten()).backward()
         assert model.state is not None
         results.append([output.logits, *model.state, *(p.grad for p in model.parameters())])
     for got in results[1:]:
@@ -101,13 +103,16 @@ def test_a_loop_calls_the_cell_once_a_step_and_layer(cell: Any, backend: Any, mo
     calls = []
     step = cell_step(backend, cell)
 
-    def counted(x: Tensor, *arguments: Any) -> Any:
+    def counted(x: Tensor, *arguments: Any, **options: Any) -> Any:
         calls.append(x.shape)
-        return step(x, *arguments)
+        return step(x, *arguments, **options)
 
     monkeypatch.setattr("fusedrnn.lm.model.cell_step", lambda *names: counted)
     make(cell, unroll="cell", backend=backend)(text(3, 5))
     assert calls == [(3, H)] * 10
+    calls.clear()
+    make(cell, unroll="cell", backend=backend)(text(2 * V, 5))  # of tokens, where the table is shorter than a step
+    assert calls == [(2 * V,) if backend == "fused" else (2 * V, H)] * 5 + [(2 * V, H)] * 5
 
 
 def test_cells_of_another_name_are_refused() -> None:
