@@ -317,7 +317,9 @@ def cell_step(
         if x.dim() != 1:
             raise RuntimeError(f"Expected tokens of shape [B] with embedding, got {list(x.shape)}")
         _check_tokens(x, embedding, weights[0])
-        if cell != GRU_RESET_BEFORE and (not torch.is_grad_enabled() or len(embedding) < len(x)):  # as in run_network()
+        if cell != GRU_RESET_BEFORE and (
+            not torch.is_grad_enabled() or embedding.shape[0] < x.shape[0]
+        ):  # as in run_network()
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
@@ -325,7 +327,7 @@ def cell_step(
         _check_cell(x, states, weights)
         w_ih, w_hh, *biases = weights
         assert w_ih is not None and w_hh is not None
-        starts = (x.new_zeros(len(x), w_hh.shape[1]),) if states is None else tuple(states)
+        starts = (x.new_zeros(x.shape[0], w_hh.shape[1]),) if states is None else tuple(states)
         return reference.gru_reset_before_step(x, starts, w_ih, w_hh, *biases)
     if x.dim() != 2 or not x.is_cpu or torch._C._is_any_autocast_enabled() or is_compiling():
         if x.dim() != 2 or is_compiling():
@@ -344,7 +346,7 @@ def _check_cell(
 ) -> None:
     w_ih, w_hh = weights[:2]
     assert w_ih is not None and w_hh is not None
-    batch = len(x if tokens is None else tokens)
+    batch = (x if tokens is None else tokens).shape[0]
     if x.shape[1] != w_ih.shape[1]:
         raise RuntimeError(f"input has inconsistent input_size: got {x.shape[1]} expected {w_ih.shape[1]}")
     for i, s in enumerate(states or ()):

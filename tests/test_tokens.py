@@ -251,6 +251,21 @@ def test_gradcheck_and_gradgradcheck_of_cells(cell):
 
 
 @each_step
+@pytest.mark.usefixtures("fresh_dynamo")
+def test_cells_compile_into_one_graph_for_every_batch(cell):
+    compiled = torch.compile(STEPS[cell], fullgraph=True, dynamic=True, backend="aot_eager")
+    for rows in (7, 9, 12):
+        tokens, table, hx, weights = step_case(cell, rows, 4)
+        named = {str(i): w for i, w in enumerate(weights)}
+        runs = (compiled, STEPS[cell])
+        got, expected = (
+            token_results(lambda t, h, run=run: run(tokens, h, *weights, embedding=t), table, named, hx)  # noqa: B023
+            for run in runs
+        )
+        assert_same(got, expected)
+
+
+@each_step
 def test_cells_refuse_tokens_that_do_not_fit(cell):
     tokens, table, hx, weights = step_case(cell, 4, 3)
     wrong = [
