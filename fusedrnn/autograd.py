@@ -128,7 +128,7 @@ def reference_layer(
     if states is None:
         w_hh = weights[1]
         assert w_hh is not None
-        widths = (w_hh.shape[1], w_hh.shape[0] // 4)[: 2 if cell == "lstm" else 1]  # of h, and of c
+        widths = (w_hh.shape[1], w_hh.shape[0] // 4)[: 2 if cell == "lstm" else 1]  # of h; c has 4 gates
         starts = tuple(x.new_zeros(x.shape[0 if batch_first else 1], width) for width in widths)
     else:
         starts = tuple(s.squeeze(0) for s in states) if layered else tuple(states)

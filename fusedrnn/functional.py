@@ -190,7 +190,7 @@ def gru_cell(
     torch.gru_cell.
     """
     cell = "gru" if reset_after else GRU_RESET_BEFORE
-    return cell_step(cell, input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh), embedding)[-1]
+    return cell_step(cell, input, None if hx is None else (hx,), (w_ih, w_hh, b_ih, b_hh), embedding)[1]
 
 
 def rnn_tanh_cell(

@@ -70,7 +70,9 @@ def run_network(
     masks: Masks = NO_MASKS,
     return_states: bool = False,
 ) -> tuple[Tensor, ...]:
-    """y and the final states of stacked layers, as :func:`lstm` has them; states are ``[L*D, B, H]`` or None.
+    """y and the final states of stacked layers, as :func:`fusedrnn.functional.lstm` has them.
+
+    States are ``[L*D, B, H]``, or None for zeros.
 
     With return_states also c of the last layer, shaped as y.
     """
@@ -88,8 +90,7 @@ def run_network(
     tokens = None
     if embedding is not None:
         _check_tokens(x, embedding, weights[0])
-        # Forward alone projects the rows that are used, or the table, whichever are fewer.
-        if with_kernel and (not torch.is_grad_enabled() or embedding.shape[0] < x.numel()):
+        if with_kernel and operator_picks(embedding, x.numel()):
             tokens, x = x, embedding
         else:
             if masks.lengths is not None:  # a token behind an end may be no row of the table
@@ -101,7 +102,7 @@ def run_network(
     try:
         if not single:
             return _stack(
-                cell, x, states, weights, tokens, batch_first, num_layers, bidirectional, dropout, recompute, masks,
+                cell, x, states, weights, each, tokens, batch_first, bidirectional, dropout, recompute, masks,
                 return_states,
             )  # fmt: skip
         group = weights if len(weights) == 4 else (*weights, None, None)
@@ -134,18 +135,17 @@ def _stack(
     x: Tensor,
     states: States | None,
     weights: Sequence[Tensor],
+    each: int,
     tokens: Tensor | None,
     batch_first: bool,
-    num_layers: int,
     bidirectional: bool,
     dropout: float,
     recompute: bool,
     masks: Masks,
     return_states: bool,
 ) -> tuple[Tensor, ...]:
-    """Several layers or directions."""
+    """Several layers or directions, each with so many of the weights."""
     directions = 2 if bidirectional else 1
-    each = len(weights) // (num_layers * directions)
     projected = each % 2  # w_hr comes last
     groups = [(*weights[i : i + each - projected], None, None)[:4] for i in range(0, len(weights), each)]
     projections = weights[each - 1 :: each] if projected else ()
@@ -283,6 +283,14 @@ def _autocast(
     )
 
 
+def operator_picks(table: Tensor, count: int) -> bool:
+    """Whether so many tokens go to an operator beside their table, or are embedded first.
+
+    Forward alone projects the rows that are used, or the table, whichever are fewer; backward adds up the table's rows.
+    """
+    return not torch.is_grad_enabled() or table.shape[0] < count
+
+
 def _embedded(tokens: Tensor, embedding: Tensor) -> Tensor:
     """F.embedding, with the operators' error for a token that is no row of the table."""
     try:
@@ -317,9 +325,7 @@ def cell_step(
         if x.dim() != 1:
             raise RuntimeError(f"Expected tokens of shape [B] with embedding, got {list(x.shape)}")
         _check_tokens(x, embedding, weights[0])
-        if cell != GRU_RESET_BEFORE and (
-            not torch.is_grad_enabled() or embedding.shape[0] < x.shape[0]
-        ):  # as in run_network()
+        if cell != GRU_RESET_BEFORE and operator_picks(embedding, x.shape[0]):
             tokens, x = x, embedding
         else:
             x = _embedded(x, embedding)
@@ -328,7 +334,8 @@ def cell_step(
         w_ih, w_hh, *biases = weights
         assert w_ih is not None and w_hh is not None
         starts = (x.new_zeros(x.shape[0], w_hh.shape[1]),) if states is None else tuple(states)
-        return reference.gru_reset_before_step(x, starts, w_ih, w_hh, *biases)
+        (h,) = reference.gru_reset_before_step(x, starts, w_ih, w_hh, *biases)
+        return h, h
     if x.dim() != 2 or not x.is_cpu or torch._C._is_any_autocast_enabled() or is_compiling():
         if x.dim() != 2 or is_compiling():
             _check_cell(x, states, weights, tokens)

@@ -14,10 +14,10 @@ The operators are private until 1.0. Each runs one layer in one direction over a
 The first is for inference, the second keeps what backward needs. States are ``[B, H]``, or ``[1, B, H]`` and then
 returned so. Without h0 (and c0) they start from zeros and are returned as ``[1, B, H]``. x may be ``[B, I]``, one step;
 then y and the states are ``[B, H]``. With tokens ``[T, B]`` (int64), or ``[B]`` of one step, x is a table ``[V, I]``
-whose rows they pick. c0,
-c_n and c are the LSTM's; the other cells take None and return tensors of no elements. ``recompute`` leaves the gates
-out of what is saved, and backward computes them again. saved and c have time first in every layout. What follows
-``reverse``, ``recompute`` and ``need_w`` may be left out and is described by :class:`Masks`; dc is the gradient of c.
+whose rows they pick. c0, c_n and c are the LSTM's; the other cells take None and return tensors of no elements.
+``recompute`` leaves the gates out of what is saved, and backward computes them again. saved and c have time first in
+every layout. What follows ``reverse``, ``recompute`` and ``need_w`` may be left out and is described by :class:`Masks`;
+dc is the gradient of c.
 """
 
 from __future__ import annotations

@@ -22,6 +22,7 @@ from cases import (
 )
 from op_cases import LAYOUTS, arguments, cotangents
 from torch import Tensor, nn
+from torch._dynamo.testing import CompileCounterWithBackend
 from torch.autograd import gradcheck, gradgradcheck
 from torch.nn import functional as F
 
@@ -252,9 +253,10 @@ def test_gradcheck_and_gradgradcheck_of_cells(cell):
 
 @each_step
 @pytest.mark.usefixtures("fresh_dynamo")
-def test_cells_compile_into_one_graph_for_every_batch(cell):
-    compiled = torch.compile(STEPS[cell], fullgraph=True, dynamic=True, backend="aot_eager")
-    for rows in (7, 9, 12):
+def test_cells_compile_into_a_graph_for_batches_above_the_tables_length_and_one_for_others(cell):
+    counter = CompileCounterWithBackend("aot_eager")
+    compiled = torch.compile(STEPS[cell], fullgraph=True, dynamic=True, backend=counter)
+    for rows in (7, 9, 12, 3, 2):
         tokens, table, hx, weights = step_case(cell, rows, 4)
         named = {str(i): w for i, w in enumerate(weights)}
         runs = (compiled, STEPS[cell])
@@ -263,6 +265,7 @@ def test_cells_compile_into_one_graph_for_every_batch(cell):
             for run in runs
         )
         assert_same(got, expected)
+    assert counter.frame_count <= 2
 
 
 @each_step

@@ -13,6 +13,8 @@ from torch.nn import functional as F
 
 import fusedrnn
 from fusedrnn import reference
+from fusedrnn.network import operator_picks
+from fusedrnn.unfused import GRU_RESET_BEFORE
 
 from . import plain
 from .regularization import embedding_dropout, locked_dropout
@@ -333,9 +335,10 @@ class LanguageModel(StatefulModel):
             run = looped if self.unroll == "cell" else literally
             step = cell_step(self.backend, self.cell)
             if state is None and self.backend != "fused":  # whose cells take None for zeros
-                zeros = table.new_zeros(self.rnn.num_layers, len(tokens), self.rnn.hidden_size)
+                zeros = table.new_zeros(self.rnn.num_layers, tokens.shape[0], self.rnn.hidden_size)
                 state = (zeros, zeros) if self.cell == "lstm" else (zeros,)
-            if self.takes_tokens and len(table) < len(tokens):  # else the cells would embed them, step by step
+            with_kernel = self.takes_tokens and self.cell != GRU_RESET_BEFORE
+            if with_kernel and operator_picks(table, tokens.shape[0]):  # else the cells would embed them, step by step
                 return run_steps(run, step, self.rnn, tokens.t(), state, table)
             return run_steps(run, step, self.rnn, F.embedding(tokens.t(), table), state)
         hx = None if state is None else state if len(state) == 2 else state[0]

@@ -13,7 +13,9 @@ from torch import Tensor, nn
 
 States = tuple[Tensor, ...]
 Step = Callable[..., States]
-"""``step(x_t, states, w_ih, w_hh, b_ih, b_hh)``: x_t ``[B, I]``, each state ``[B, H]``; returns the next states."""
+"""``step(x_t, states, w_ih, w_hh, b_ih, b_hh)``: x_t ``[B, I]``, each state ``[B, H]``; returns the next states.
+
+With ``embedding=``, a table ``[V, I]``, x_t is tokens ``[B]``. Some steps take None for states of zeros."""
 _Step = Callable[[Tensor, States | None], States]
 Run = Callable[[_Step, Tensor, States | None], list[States]]
 """``run(step, x, states)``: the states after each step of x ``[T, B, I]``."""
@@ -49,9 +51,8 @@ def _written_out(step: _Step, x: Tensor, states: States | None) -> list[States]:
 
 
 def _with_weights(step: Step, weights: Sequence[Tensor], table: Tensor | None) -> _Step:
-    if table is not None:
-        return lambda x_t, states: step(x_t, states, *weights, embedding=table)
-    return lambda x_t, states: step(x_t, states, *weights)
+    options = {} if table is None else {"embedding": table}
+    return lambda x_t, states: step(x_t, states, *weights, **options)
 
 
 def run_steps(
@@ -62,8 +63,8 @@ def run_steps(
     Args:
         rnn: of one direction, time-major, with biases and without dropout: its parameters are read, it is not called.
         x: ``[T, B, I]``, T > 0. With a table, tokens ``[T, B]``.
-        table: ``[V, I]``, whose rows the tokens pick; the step takes it as ``embedding=``.
         states: ``(h,)`` or ``(h, c)``, each ``[L, B, H]``, or None where the step takes None for zeros.
+        table: ``[V, I]``, whose rows the tokens pick; the step takes it as ``embedding=``.
 
     Returns:
         y ``[T, B, H]`` of the last layer, and the states after the last step, each ``[L, B, H]``.
